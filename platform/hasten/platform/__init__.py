@@ -1,0 +1,1 @@
+"""Services and composition: command line, settings, tracking, cluster, local stack, retraining."""

@@ -1,0 +1,1 @@
+"""What to try, how to search, and who won."""

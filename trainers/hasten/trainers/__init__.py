@@ -1,0 +1,1 @@
+"""One training run: schedules, diffusion, data, models, the loop, checkpoints, evaluation."""

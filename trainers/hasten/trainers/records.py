@@ -1,0 +1,46 @@
+"""What a run leaves behind: ``result.json`` in the store is the truth, MLflow is a view of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RunStatus = Literal["finished", "failed", "stopped", "running"]
+
+
+class Point(BaseModel):
+    """Metrics at one moment: ``step`` is images seen, on the nominal grid for evaluations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    metrics: dict[str, float]
+
+
+class RunResult(BaseModel):
+    """How a run ended and what it measured; written last of all, once.
+
+    ``metrics`` are the final values under their MLflow names; ``history`` holds every point in order of
+    step; ``spec`` is the resolved recipe; ``environment`` records what does not enter the fingerprint
+    (versions, device, threads, world size).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    fingerprint: str
+    status: RunStatus
+    images: int
+    resumed_from: int | None = None
+    seconds: float
+    metrics: dict[str, float]
+    history: list[Point] = Field(default_factory=list)
+    checkpoint: str | None = None
+    spec: dict[str, Any]
+    data_digest: str
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    def series(self, metric: str) -> list[tuple[int, float]]:
+        """The ``(step, value)`` pairs of one metric, by step."""
+        return [(point.step, point.metrics[metric]) for point in self.history if metric in point.metrics]
