@@ -41,7 +41,9 @@ def ensure_environment() -> None:
     if sys.version_info < (3, 11):
         sys.exit(f"hasten needs Python 3.11 or newer; this is {sys.version.split()[0]}.")
     stamp = VENV / ".stamp"
-    inputs = (ROOT / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + f"{ROOT}{sys.version}".encode()
+    inputs = (
+        (ROOT / "pyproject.toml").read_bytes() + CONSTRAINTS.read_bytes() + f"{ROOT}{sys.version}".encode()
+    )
     wanted = hashlib.sha256(inputs).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -54,13 +56,17 @@ def ensure_environment() -> None:
         shutil.rmtree(VENV, ignore_errors=True)
         sys.exit("`python3 -m venv` failed. Install it first (Debian/Ubuntu: apt-get install python3-venv).")
     install_torch()
-    pip("-e", f"{ROOT}[test]", failure="The installation failed; the lines above say why. Run the command again.")
+    pip(
+        "-e",
+        f"{ROOT}[test]",
+        failure="The installation failed; the lines above say why. Run the command again.",
+    )
     stamp.write_text(wanted)
     print(f"Set up in {time.monotonic() - started:.0f} s.", flush=True)
 
 
 def install_torch() -> None:
-    """On a Linux without an NVIDIA driver PyPI's torch brings gigabytes of CUDA libraries: take the CPU build.
+    """Take torch's CPU build on a Linux without an NVIDIA driver: PyPI's brings gigabytes of CUDA.
 
     Wheels at hand (pip's find-links) come first. Torch alone comes from PyTorch's own index, given as
     *the* index and never as an extra one, so that no other package can be slipped in from there.
@@ -71,7 +77,13 @@ def install_torch() -> None:
     # Without its dependencies: those come with everything else, from the ordinary index.
     if subprocess.run([*PIP, "install", "--no-deps", "--no-index", pin], capture_output=True).returncode == 0:
         return
-    pip("--no-deps", "--index-url", TORCH_CPU_INDEX, pin, failure=f"torch's CPU build could not be fetched from {TORCH_CPU_INDEX}.")
+    pip(
+        "--no-deps",
+        "--index-url",
+        TORCH_CPU_INDEX,
+        pin,
+        failure=f"torch's CPU build could not be fetched from {TORCH_CPU_INDEX}.",
+    )
 
 
 PIP = [str(BIN / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
