@@ -34,7 +34,7 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
             line = node.start_mark.line + 1
@@ -170,11 +170,12 @@ def _problem(item: Any) -> str:
         case "missing":
             return "is required"
         case "union_tag_invalid":
-            return f"{context['discriminator']} must be one of {context['expected_tags']}, got {context['tag']!r}"
+            key = context["discriminator"]
+            return f"{key} must be one of {context['expected_tags']}, not {context['tag']!r}"
         case "union_tag_not_found":
             return f"needs a {context['discriminator']}"
         case "value_error":
             return str(context["error"])
         case _:
-            message = item["msg"]
-            return f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
+            message = item["msg"].replace("Input should", "must", 1)
+            return f"{message}, got {item['input']!r}"

@@ -1,0 +1,165 @@
+"""A run's folder in the store: checkpoints, sample sheets and the result.
+
+Payload first, manifest last: a checkpoint without its manifest does not exist. ``result.json`` comes last
+of all and says that the run is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import secrets
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from hasten.trainers.config import validate
+from hasten.trainers.errors import Fault
+from hasten.trainers.records import RunResult
+from hasten.trainers.store import Folder
+
+State = dict[str, Any]
+Picture = NDArray[np.uint8]
+
+_FOLDER: Final = "checkpoints"
+_PAYLOAD: Final = "state.pt"
+_MANIFEST: Final = "manifest.json"
+_RESULT: Final = "result.json"
+_KEPT: Final = 2
+
+
+class RunStore:
+    """Checkpoints and results of one run, at ``{storage}/runs/{name}-{fingerprint}``."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self._folder = Folder(uri)
+
+    def result(self) -> RunResult | None:
+        """The result of a finished run, or None."""
+        content = self._folder.read(_RESULT)
+        return (
+            None
+            if content is None
+            else validate(RunResult, json.loads(content), prefix=f"{self.uri}/{_RESULT}: ")
+        )
+
+    def write_result(self, result: RunResult) -> None:
+        self._folder.write(_RESULT, result.model_dump_json(indent=2).encode())
+
+    def write_sheet(self, step: int, png: bytes) -> None:
+        self._folder.write(f"samples/{step:012d}.png", png)
+
+    def sheet(self, step: int) -> bytes | None:
+        return self._folder.read(f"samples/{step:012d}.png")
+
+    def checkpoints(self) -> list[str]:
+        """Names of the complete checkpoints, oldest first."""
+        names = self._folder.names(_FOLDER)
+        return [name for name in names if self._folder.read(f"{_FOLDER}/{name}/{_MANIFEST}") is not None]
+
+    def latest(self) -> str | None:
+        """Name of the newest complete checkpoint, or None."""
+        for name in reversed(self._folder.names(_FOLDER)):
+            if self._folder.read(f"{_FOLDER}/{name}/{_MANIFEST}") is not None:
+                return name
+        return None
+
+    def load(self, name: str) -> State:
+        """The state in a checkpoint, on the CPU.
+
+        Raises:
+            Fault: the checkpoint is damaged.
+        """
+        place = f"{_FOLDER}/{name}"
+        manifest = json.loads(self._folder.read(f"{place}/{_MANIFEST}") or b"{}")
+        payload = self._folder.read(f"{place}/{_PAYLOAD}")
+        if payload is None or hashlib.sha256(payload).hexdigest() != manifest.get("sha256"):
+            raise Fault(
+                f"{self.uri}/{place}",
+                "the checkpoint is damaged",
+                "Delete this folder: an older one is used.",
+            )
+        # weights_only: a checkpoint is data and never runs code.
+        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        return state
+
+    def save(self, state: State) -> str:
+        """Write a checkpoint and drop all but the newest; returns its URI."""
+        # A name of its own for each attempt: large objects are never overwritten.
+        place = f"{_FOLDER}/{state['images']:012d}-{secrets.token_hex(4)}"
+        sink = io.BytesIO()
+        torch.save(state, sink)
+        payload = sink.getvalue()
+        manifest = {
+            "images": state["images"],
+            "bytes": len(payload),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        self._folder.write(f"{place}/{_PAYLOAD}", payload)
+        self._folder.write(f"{place}/{_MANIFEST}", json.dumps(manifest).encode())
+        for name in self._folder.names(_FOLDER)[:-_KEPT]:
+            self._folder.delete_folder(f"{_FOLDER}/{name}")
+        return f"{self.uri}/{place}"
+
+
+class StoreWriter:
+    """Writes to a run's store behind the training thread's back, one thing at a time and in order."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
+        self._checkpoint: Future[str] | None = None
+        self._sheets: list[Future[None]] = []
+
+    def checkpoint(self, state: State) -> None:
+        """Copy ``state`` now and write it soon.
+
+        Raises:
+            Fault: something given *earlier* could not be written.
+        """
+        self.wait()
+        self._checkpoint = self._executor.submit(self._store.save, _copied(state))
+
+    def sheet(self, step: int, picture: Picture) -> None:
+        """Write a picture of samples soon."""
+        self._sheets.append(self._executor.submit(lambda: self._store.write_sheet(step, png(picture))))
+
+    def wait(self) -> str | None:
+        """Wait until all is written; returns the newest checkpoint's URI, None when there was none.
+
+        Raises:
+            Fault: something could not be written.
+        """
+        for sheet in self._sheets:
+            sheet.result()
+        self._sheets.clear()
+        return self._checkpoint.result() if self._checkpoint else None
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)
+
+
+def png(picture: Picture) -> bytes:
+    """An RGB picture (height, width, 3) as a PNG file."""
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, format="PNG", optimize=True)
+    return sink.getvalue()
+
+
+def _copied(value: Any) -> Any:
+    """The same nest of containers with every tensor cloned to the CPU: training goes on changing it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value

@@ -1,0 +1,149 @@
+"""Everything durable, through one interface: folders in S3-compatible storage or on a disk.
+
+Credentials and the S3 endpoint come from the environment or from the usual AWS files where a folder is
+opened, so that no address book and no secret travels with a job.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pyarrow.fs as pafs
+
+from hasten.trainers.errors import ConfigError, Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A place at a URI (``s3://bucket/prefix``, ``file:///path`` or a plain path), opened where it is used.
+
+    Every method raises :class:`Fault` where the storage fails and :class:`ConfigError` where the bucket or
+    the credentials are wrong.
+    """
+
+    uri: str
+    _filesystem: pafs.FileSystem = field(init=False, repr=False, compare=False)
+    _root: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        filesystem, root = _open(self.uri)
+        object.__setattr__(self, "_filesystem", filesystem)
+        object.__setattr__(self, "_root", root)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return Folder, (self.uri,)
+
+    def folder(self, name: str) -> Folder:
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file, or None where there is none."""
+        with self._speaking():
+            try:
+                with self._filesystem.open_input_stream(f"{self._root}/{name}") as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a whole file at once: readers see all of it or nothing."""
+        path = f"{self._root}/{name}"
+        with self._speaking():
+            if not isinstance(self._filesystem, pafs.LocalFileSystem):
+                with self._filesystem.open_output_stream(path) as stream:
+                    stream.write(content)
+                return
+            target = Path(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.{os.getpid()}.part")
+            try:
+                with part.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+
+    def names(self, name: str = "") -> list[str]:
+        """Names of the files and folders directly inside ``name``, sorted; empty where it does not exist."""
+        selector = pafs.FileSelector(f"{self._root}/{name}".rstrip("/"), allow_not_found=True)
+        with self._speaking():
+            return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+
+    def delete_folder(self, name: str) -> None:
+        with self._speaking(), _ignoring_missing():
+            self._filesystem.delete_dir(f"{self._root}/{name}")
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _explained(self.uri, error) from error
+
+
+@contextmanager
+def _ignoring_missing() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        return
+
+
+def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+    parsed = urlparse(uri)
+    match parsed.scheme:
+        case "" | "file":
+            return pafs.LocalFileSystem(), str(Path(parsed.path or uri).absolute())
+        case "s3":
+            if not parsed.netloc:
+                raise ConfigError(uri, "names no bucket", "Write s3://BUCKET or s3://BUCKET/PREFIX.")
+            return _s3(), f"{parsed.netloc}{parsed.path}".rstrip("/")
+        case scheme:
+            raise ConfigError(
+                uri, f"storage of kind {scheme}:// is not supported", "Use s3://... or a folder."
+            )
+
+
+def _s3() -> pafs.S3FileSystem:
+    endpoint = urlparse(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint.netloc or None,
+        scheme=endpoint.scheme or "https",
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        allow_delayed_open=True,  # otherwise every small file becomes a multipart upload
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=5),
+    )
+
+
+def _explained(uri: str, error: OSError) -> ConfigError | Fault:
+    """The storage's own words as the user's: what failed, and what to do."""
+    text = str(error)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    if error.errno == errno.ENOSPC:
+        return Fault(uri, "the disk is full", "Free some space and run the command again: it goes on.")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return Fault(uri, f"cannot be written: {error.strerror}", "Choose a folder that you may write to.")
+    if not uri.startswith("s3://"):
+        return Fault(uri, error.strerror or text)
+    if any(
+        word in text
+        for word in ("ACCESS_DENIED", "SignatureDoesNotMatch", "INVALID_ACCESS_KEY", "HTTP status 403")
+    ):
+        remedy = "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE names."
+        return ConfigError(uri, f"{endpoint} refuses these credentials", remedy)
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
+        return ConfigError(uri, f"{endpoint} has no such bucket", "Create it, or change storage.uri.")
+    return Fault(
+        uri, f"{endpoint} failed: {text.splitlines()[0][:300]}", "Is it up? `hasten doctor` tells more."
+    )
