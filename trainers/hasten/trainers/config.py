@@ -138,12 +138,19 @@ def validate(model: type[Model], data: Any, *, prefix: str = "") -> Model:
     try:
         return model.model_validate(data, strict=False)
     except ValidationError as error:
-        problems = [(prefix + _dotted(item["loc"], data), _problem(item)) for item in error.errors()]
+        problems = [_key_and_problem(item, data) for item in error.errors()]
     subject, problem = problems[0]
-    rest = "\n  ".join(f"{key or model.__name__}: {text}" for key, text in problems[1:])
-    raise ConfigError(
-        subject or prefix.rstrip(".") or model.__name__, problem, f"Also {rest}" if rest else ""
-    )
+    rest = "\n  ".join(f"{prefix}{key}: {text}" for key, text in problems[1:])
+    raise ConfigError(f"{prefix}{subject}".rstrip("."), problem, f"Also {rest}" if rest else "")
+
+
+def _key_and_problem(item: Any, data: Any) -> tuple[str, str]:
+    key, problem = _dotted(item["loc"], data), _problem(item)
+    if item["type"] == "value_error" and ": " in problem:
+        # A rule over several keys names its key itself, relative to the block that it stands in.
+        inner, _, problem = problem.partition(": ")
+        key = f"{key}.{inner}" if key else inner
+    return key, problem
 
 
 def _dotted(location: tuple[int | str, ...], data: Any) -> str:

@@ -1,0 +1,172 @@
+"""The Ray launcher: one run by DDP on several workers of a cluster. Ray Train's only door.
+
+Ray starts the processes and watches over them; checkpoints are our own store's business, so Ray is given
+none. A lost worker costs a restart from the newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.queue import Empty, Queue
+
+from hasten.trainers import session
+from hasten.trainers.errors import ConfigError, Fault, HastenError
+from hasten.trainers.loop import Report
+from hasten.trainers.session import Job
+from hasten.trainers.tracker import NullTracker, Tracker
+from hasten.trainers.worker import Worker
+
+_SECONDS_BETWEEN_REPORTS: Final = 2.0  # a report is a barrier over all workers
+_RESTARTS: Final = 2
+
+
+def fit(
+    job: Job,
+    *,
+    open_tracker: Callable[[], Tracker],
+    scratch: Path,
+    observe: Callable[[Report], None] | None = None,
+    callbacks: Sequence[UserCallback] = (),
+) -> None:
+    """Train ``job`` to its end with ``execution.workers`` workers; its result is in the store afterwards.
+
+    Args:
+        job: what to train.
+        open_tracker: called on rank 0, wherever Ray puts it.
+        scratch: a folder for Ray's own bookkeeping.
+        observe: told of every report, in the process that calls ``fit``.
+        callbacks: further callbacks for Ray Train's controller.
+
+    Raises:
+        ConfigError: the cluster can never hold that many workers.
+        HastenError: whatever ended the training.
+    """
+    require_room(job.spec.execution.workers, cpus=job.spec.execution.cpus, gpus=job.spec.execution.gpus)
+    with _listening(observe) as listeners:
+        trainer = TorchTrainer(
+            _train_on_worker,
+            train_loop_config={"job": job, "open_tracker": open_tracker},
+            scaling_config=ScalingConfig(
+                num_workers=job.spec.execution.workers,
+                use_gpu=job.spec.execution.gpus > 0,
+                resources_per_worker=resources(job),
+            ),
+            run_config=RunConfig(
+                name=f"{job.run}-{secrets.token_hex(4)}",  # Ray's own resumption is not used: ours is exact
+                storage_path=str(scratch),
+                failure_config=FailureConfig(max_failures=_RESTARTS),
+                callbacks=[*callbacks, *listeners],
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _cause(error, job) from error
+
+
+def resources(job: Job) -> dict[str, float]:
+    """What one worker of the job occupies."""
+    execution = job.spec.execution
+    return {"CPU": execution.cpus} | ({"GPU": execution.gpus} if execution.gpus else {})
+
+
+def require_room(workers: int, *, cpus: float, gpus: float) -> None:
+    """Refuse what the cluster, even when idle, can never hold: Ray would wait for it forever.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    cluster = ray.cluster_resources()
+    for kind, each in (("CPU", cpus), ("GPU", gpus)):
+        available = cluster.get(kind, 0.0)
+        if workers * each > available:
+            problem = (
+                f"{workers} of {each:g} {kind}s each need {workers * each:g}; the cluster has {available:g}"
+            )
+            raise ConfigError("execution.workers", problem, "Ask for fewer, or add nodes.")
+
+
+def _train_on_worker(config: dict[str, Any]) -> None:
+    """What every worker runs."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    worker = Worker(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+    )
+    track: Tracker = config["open_tracker"]() if worker.is_first else NullTracker()
+    reported = 0.0
+    try:
+        for report in session.run(job, worker=worker, track=track):
+            # The seconds are the same on every rank, so all ranks decide alike.
+            if report.evaluated or report.seconds - reported >= _SECONDS_BETWEEN_REPORTS:
+                reported = report.seconds
+                ray.train.report({**report.metrics, "report": asdict(report)})
+        track.close("finished")
+    except HastenError:
+        track.close("failed")
+        raise
+
+
+class _Forward(UserCallback):  # type: ignore[misc]
+    """Sends rank 0's reports from Ray's controller to the process that waits for the run."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        del run_context, checkpoint
+        self._queue.put_nowait(metrics[0]["report"])
+
+
+@contextmanager
+def _listening(observe: Callable[[Report], None] | None) -> Iterator[list[UserCallback]]:
+    """Callbacks that carry reports to ``observe``, on a thread of this process."""
+    if observe is None:
+        yield []
+        return
+    queue = Queue(actor_options={"num_cpus": 0})
+    ended = threading.Event()
+
+    def listen() -> None:
+        while not ended.is_set() or not queue.empty():
+            try:
+                observe(Report(**queue.get(timeout=0.5)))
+            except Empty:
+                continue
+
+    thread = threading.Thread(target=listen, daemon=True, name="reports")
+    thread.start()
+    try:
+        yield [_Forward(queue)]
+    finally:
+        ended.set()
+        thread.join(timeout=10)
+        queue.shutdown(force=True)
+
+
+def _cause(error: TrainingFailedError, job: Job) -> HastenError:
+    """The user's error at the bottom of Ray's, or Ray's own words about what happened."""
+    seen: BaseException | None
+    for failure in getattr(error, "worker_failures", {}).values():
+        seen = failure
+        while seen is not None:
+            for candidate in (seen, getattr(seen, "cause", None)):
+                if isinstance(candidate, HastenError):
+                    return candidate
+            seen = seen.__cause__
+    summary = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return Fault(job.run, f"Ray Train gave up: {summary}", "Run the same command again: it goes on.")
