@@ -31,6 +31,7 @@ _FOLDER: Final = "checkpoints"
 _PAYLOAD: Final = "state.pt"
 _MANIFEST: Final = "manifest.json"
 _RESULT: Final = "result.json"
+_SHEETS: Final = "samples"
 _KEPT: Final = 2
 
 
@@ -54,10 +55,21 @@ class RunStore:
         self._folder.write(_RESULT, result.model_dump_json(indent=2).encode())
 
     def write_sheet(self, step: int, png: bytes) -> None:
-        self._folder.write(f"samples/{step:012d}.png", png)
+        self._folder.write(f"{_SHEETS}/{step:012d}.png", png)
 
-    def sheet(self, step: int) -> bytes | None:
-        return self._folder.read(f"samples/{step:012d}.png")
+    def sheets(self) -> list[tuple[int, Picture]]:
+        """Every sheet of samples with its step, oldest first."""
+        files = [(name, self._folder.read(f"{_SHEETS}/{name}")) for name in self._folder.names(_SHEETS)]
+        return [
+            (int(name.partition(".")[0]), np.array(Image.open(io.BytesIO(file))))
+            for name, file in files
+            if file
+        ]
+
+    def last_sheet(self) -> bytes | None:
+        """The newest sheet of samples as a PNG file, or None."""
+        names = self._folder.names(_SHEETS)
+        return self._folder.read(f"{_SHEETS}/{names[-1]}") if names else None
 
     def checkpoints(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""

@@ -184,5 +184,5 @@ def _problem(item: Any) -> str:
         case "value_error":
             return str(context["error"])
         case _:
-            message = item["msg"].replace("Input should", "must", 1)
+            message = re.sub(r"^(Input|String|Tuple|List|Value) should", "must", item["msg"])
             return f"{message}, got {item['input']!r}"

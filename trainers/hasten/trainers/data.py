@@ -84,19 +84,19 @@ def write(
         labels: int64 of shape (N,).
     """
     count, channels, height, _ = pixels.shape
-    digest = _digest(_keys(pixels, labels))
+    content_digest = digest(pixels, labels)
     shards = []
     for number, start in enumerate(range(0, count, _ROWS_PER_SHARD)):
         part = slice(start, start + _ROWS_PER_SHARD)
         content = _parquet(pixels[part], labels[part])
         # The digest in the name: a new snapshot never overwrites the shards of the one being read.
-        path = f"shards/{digest[:12]}-{number:05d}.parquet"
+        path = f"shards/{content_digest[:12]}-{number:05d}.parquet"
         folder.write(path, content)
         rows = len(labels[part])
         shards.append(Shard(path=path, rows=rows, sha256=hashlib.sha256(content).hexdigest()))
     manifest = Manifest(
         name=name,
-        digest=digest,
+        digest=content_digest,
         count=count,
         resolution=height,
         channels=channels,
@@ -127,6 +127,15 @@ def read_manifest(location: str) -> Manifest:
     return validate(Manifest, fields, prefix=f"{location}/{MANIFEST}: ")
 
 
+def digest(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
+    """What names a data set: SHA-256 over its images and their labels, whatever their order."""
+    rows = sorted(
+        key.tobytes() + int(label).to_bytes(8, "big", signed=True)
+        for key, label in zip(_keys(pixels), labels, strict=True)
+    )
+    return hashlib.sha256(b"".join(rows)).hexdigest()
+
+
 @functools.lru_cache(maxsize=2)
 def read(location: str, digest: str) -> Dataset:
     """The data set at a URI, which must still have this digest; kept in memory for the next run.
@@ -143,7 +152,7 @@ def read(location: str, digest: str) -> Dataset:
     flat = np.frombuffer(b"".join(table["pixels"].to_pylist()), dtype=np.uint8).reshape(shape)
     pixels = np.ascontiguousarray(flat.transpose(0, 3, 1, 2))
     labels = table["label"].to_numpy().astype(np.int64)
-    return Dataset(manifest=manifest, pixels=pixels, labels=labels, keys=_keys(pixels, labels))
+    return Dataset(manifest=manifest, pixels=pixels, labels=labels, keys=_keys(pixels))
 
 
 def _read_shard(folder: Folder, location: str, shard: Shard) -> pa.Table:
@@ -165,15 +174,10 @@ def _parquet(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
     return sink.getvalue()
 
 
-def _keys(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """SHA-256 of each image's pixels; the label does not move an image across the split."""
-    del labels
+def _keys(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """SHA-256 of each image's pixels, shape (N, 32); the label does not move an image across the split."""
     digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in pixels)
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
-
-
-def _digest(keys: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in keys))).hexdigest()
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

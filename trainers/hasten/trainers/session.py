@@ -49,7 +49,9 @@ class Job:
 
     def resolved(self) -> str:
         """The whole recipe with its defaults, as YAML."""
-        return yaml.safe_dump(self.spec.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(
+            self.spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
+        )
 
 
 def job(spec: RunSpec, storage_uri: str) -> Job:
@@ -77,7 +79,10 @@ def never() -> bool:
 
 
 def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = never) -> Iterator[Report]:
-    """Bring a run to its end from wherever it stands; yields nothing when it is finished already.
+    """Bring a run to its end from wherever it stands.
+
+    A finished run yields nothing: it only tells ``track`` again what it measured, for a tracker that missed
+    some of it.
 
     The result is in the store afterwards (``RunStore(job.uri).result()``), unless the run was stopped.
 
@@ -86,6 +91,7 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
     """
     store = RunStore(job.uri)
     if worker.agree("finished" if worker.is_first and store.result() else None):
+        retell(job, track)
         return
     make_deterministic(job.spec.execution.threads)
     track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
@@ -105,6 +111,19 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
         store.write_result(
             result(job, parts, worker=worker, resumed_from=resumed_from, checkpoint=checkpoint or latest)
         )
+
+
+def retell(job: Job, track: Tracker) -> None:
+    """Tell ``track`` everything about a finished run, from the store."""
+    store = RunStore(job.uri)
+    result = store.result()
+    if result is None:
+        return
+    track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
+    for point in result.history:
+        track.metrics(point.metrics, step=point.step)
+    for step, picture in store.sheets():
+        track.image(tracker.FIXED_NOISE_GRID, picture, step=step)
 
 
 def assemble(job: Job, worker: Worker) -> Parts:
