@@ -1,0 +1,145 @@
+"""The one door to Ray in this room: attach to a cluster, try it, ask what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Final
+
+import ray
+import ray.exceptions
+
+from hasten.platform.services import Services
+from hasten.trainers.errors import ConfigError, Fault
+
+# What workers of a foreign cluster must know to find the object store and MLflow. Addresses only: their
+# credentials are the cluster's own.
+_ADDRESSES: Final = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
+_REFUSALS: Final = ("InvalidAuthToken", "Unauthenticated", "authentication")
+
+_log = logging.getLogger(__name__)
+
+
+def attach(services: Services) -> None:
+    """Connect this process to the cluster of ``services``; once is enough, twice does no harm.
+
+    Raises:
+        ConfigError: the cluster refuses the token.
+        Fault: the cluster does not answer.
+    """
+    if ray.is_initialized():
+        return
+    where = f"Ray at {services.ray_address}"
+    _knock(services.ray_address, where)
+    with tempfile.TemporaryFile("w+") as chatter:
+        try:
+            with _stderr_into(chatter):
+                ray.init(
+                    address=services.ray_address,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    runtime_env=_runtime_environment(services),
+                )
+        except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.RayError) as error:
+            said = f"{error}\n{_text(chatter)}"
+            _log.debug("%s said: %s", where, said)
+            raise _explain(where, error, said) from None
+        _log.debug("%s said: %s", where, _text(chatter))
+
+
+def detach() -> None:
+    """Let go of the cluster."""
+    ray.shutdown()
+
+
+def round_trip() -> str:
+    """Run a trivial task and say where it ran.
+
+    Raises:
+        Fault: the task did not come back in time.
+    """
+    task = ray.remote(num_cpus=0.01)(_where)
+    try:
+        host, pid = ray.get(task.remote(), timeout=60)
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        raise Fault(
+            "Ray", f"did not run a task ({_first_line(error)})", "Its dashboard and its logs say why."
+        ) from None
+    cpus, gpus = (resources().get(name, 0.0) for name in ("CPU", "GPU"))
+    return f"ran a task in process {pid} on {host}; {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def resources() -> Mapping[str, float]:
+    """What the whole cluster has, busy or not, by resource name (``CPU``, ``GPU``, ``memory`` in bytes)."""
+    return dict(ray.cluster_resources())
+
+
+def _knock(address: str, where: str) -> None:
+    """Fail at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise Fault(
+            where,
+            f"does not answer ({error.strerror or error})",
+            "If it is the local one, run `hasten up`; else check ray.address and the network.",
+        ) from None
+
+
+def _explain(where: str, error: Exception, said: str) -> ConfigError | Fault:
+    if any(word in said for word in _REFUSALS):
+        return ConfigError(
+            where,
+            "refuses the token",
+            "For a cluster of your own, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its token's file; "
+            "for the local one, run `hasten down` and `hasten up`.",
+        )
+    return Fault(
+        where,
+        f"does not let this process in ({_first_line(error)})",
+        "Check that ray.address is a Ray cluster of the same Ray and Python versions; "
+        "for the local one, run `hasten down` and `hasten up`.",
+    )
+
+
+def _runtime_environment(services: Services) -> dict[str, Any] | None:
+    local = "RAY_AUTH_TOKEN_PATH" in services.environment
+    known = {name: services.environment[name] for name in _ADDRESSES if name in services.environment}
+    # Workers of the local head inherit all of it; naming it again would cost each of them a second.
+    return None if local or not known else {"env_vars": known}
+
+
+@contextlib.contextmanager
+def _stderr_into(file: IO[str]) -> Iterator[None]:
+    """Ray's C++ side writes to file descriptor 2, which no logging setting stops; only there is a reason."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _where() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
