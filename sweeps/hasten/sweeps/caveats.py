@@ -1,0 +1,168 @@
+"""What a comparison cannot tell, in sentences that stand below its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from typing import Final
+
+from hasten.sweeps.comparison import Arm, Comparison, Ending
+
+_REASONS: Final[dict[Ending, str]] = {
+    "failed": "failed",
+    "stopped": "stopped before its budget was spent",
+    "running": "still running",
+    "unmeasured": "finished without the metric",
+}
+
+
+def caveats(comparison: Comparison, *, least_seeds: int) -> tuple[str, ...]:
+    """Sentences on what is missing, too few, unpaired, censored or coarse; none when all is well."""
+    sentences = [
+        *_presence(comparison),
+        *(sentence for arm in comparison.arms for sentence in _trials(comparison, arm)),
+        *_numbers_of_seeds(comparison, least_seeds=least_seeds),
+        *(sentence for arm in comparison.arms[1:] for sentence in _differences(comparison, arm)),
+        *_several_winners(comparison),
+        *_speed(comparison),
+    ]
+    return tuple(dict.fromkeys(sentences))
+
+
+def _presence(comparison: Comparison) -> Iterator[str]:
+    if not any(arm.outcomes for arm in comparison.arms):
+        yield "there are no results yet"
+    elif comparison.reference.n == 0:
+        yield (
+            f"no finished run of {comparison.baseline} has a final {comparison.metric}: "
+            "there is nothing to compare with"
+        )
+    elif len(comparison.arms) == 1:
+        yield f"there is no arm beside {comparison.baseline}"
+
+
+def _trials(comparison: Comparison, arm: Arm) -> Iterator[str]:
+    """What became of the trials that do not count."""
+    missing = [
+        f"{count} {_REASONS[ending]}" for ending, count in sorted(arm.endings.items()) if ending in _REASONS
+    ]
+    if arm.absent and arm.outcomes:
+        missing.append(f"{arm.absent} without a result")
+    if not arm.outcomes and any(other.outcomes for other in comparison.arms):
+        yield f"{arm.name} has no results"
+    elif missing:
+        gone = arm.expected - arm.n - arm.endings["diverged"]
+        yield f"{arm.name}: {gone} of {_count(arm.expected, 'trial')} missing ({', '.join(missing)})"
+    diverged = [seed for seed, outcome in arm.outcomes.items() if outcome.ending == "diverged"]
+    if diverged:
+        fate = "" if arm is comparison.reference else "; an arm that diverges cannot win"
+        yield (
+            f"{arm.name} diverged: no finite final {comparison.metric} at {_seeds(diverged)} "
+            f"({len(diverged)} of {_count(arm.expected, 'run')}){fate}"
+        )
+    if arm.n > 1 and len(set(arm.values.values())) == 1:
+        yield f"{arm.name} ended at the same value at every seed: are these independent runs?"
+    lengths = {outcome.images for outcome in arm.outcomes.values() if outcome.value is not None}
+    reference = {o.images for o in comparison.reference.outcomes.values() if o.value is not None}
+    if lengths and reference and lengths != reference:
+        yield f"{arm.name} saw {_span(lengths)} images, {comparison.baseline} {_span(reference)}"
+
+
+def _numbers_of_seeds(comparison: Comparison, *, least_seeds: int) -> Iterator[str]:
+    pairs = {arm.name: arm.difference.n for arm in comparison.contenders if arm.difference is not None}
+    few = {name: n for name, n in pairs.items() if n < least_seeds}
+    rule = f"fewer than {least_seeds} never make a winner"
+    if few and len(few) == len(pairs) and len(set(few.values())) == 1:
+        yield f"only {_count(next(iter(few.values())), 'seed')}: {rule}"
+    else:
+        for name, n in few.items():
+            yield f"{name}: only {_count(n, 'seed')} to compare with {comparison.baseline}: {rule}"
+    for arm in comparison.contenders:
+        if arm.paired and arm.n and comparison.reference.n and arm.difference is None:
+            yield f"{arm.name} has no finished seed in common with {comparison.baseline}: not compared"
+
+
+def _differences(comparison: Comparison, arm: Arm) -> Iterator[str]:
+    difference, baseline = arm.difference, comparison.baseline
+    if difference is None:
+        return
+    if not arm.paired:
+        yield f"{arm.name} shares no seed with {baseline}: compared unpaired (Welch's t), less sharply"
+    if difference.p is None:
+        return
+    if comparison.is_control(arm) and difference.p < comparison.alpha:
+        yield (
+            f"{arm.name} is {baseline} on other seeds and still differs from it (p = {difference.p:.2g}): "
+            "mistrust every difference here"
+        )
+    if difference.n > 1 and difference.low == difference.high:
+        same = "the same result as" if difference.mean == 0.0 else "the same difference to"
+        yield f"{arm.name} has {same} {baseline} at every seed: does it change what is meant to change?"
+
+
+def _several_winners(comparison: Comparison) -> Iterator[str]:
+    others = [
+        arm.name
+        for arm in comparison.contenders
+        if comparison.winner not in (None, arm.name)
+        and arm.difference is not None
+        and arm.p_adjusted is not None
+        and arm.p_adjusted < comparison.alpha
+        and comparison.better(arm.difference.mean)
+    ]
+    if others:
+        yield (
+            f"{', '.join(others)} also did better than {comparison.baseline}; "
+            f"whether {comparison.winner} is better than {'them' if len(others) > 1 else 'it'} was not tested"
+        )
+
+
+def _speed(comparison: Comparison) -> Iterator[str]:
+    """Why a speed-up or its interval is left out, and how finely it is resolved."""
+    if comparison.target is None:
+        return
+    for arm in comparison.arms:
+        judged = arm.images_to_target
+        if arm.n and not judged:
+            because = (
+                f"it shares no seed with {comparison.baseline}"
+                if not arm.paired
+                else "it has no evaluations at a seed with a target"
+            )
+            yield f"{arm.name}: images to target left out: {because}"
+        elif arm.reached is not None and arm.reached < len(judged):
+            never = f"{len(judged) - arm.reached} of {_count(len(judged), 'seed')}"
+            yield f"{arm.name}: speed-up left out: {never} never reached the target"
+        elif 0 in judged.values():
+            yield f"{arm.name}: speed-up left out: it was at the target before training began"
+        elif arm.speedup is not None and arm is not comparison.reference and arm.speedup.low is None:
+            yield f"{arm.name}: speed-up without an interval: {_count(arm.speedup.n, 'seed')} cannot give one"
+    yield from _grid(comparison)
+
+
+def _grid(comparison: Comparison) -> Iterator[str]:
+    grids = {
+        tuple(step for step, _ in arm.outcomes[seed].series)
+        for arm in comparison.arms
+        for seed in arm.images_to_target
+    }
+    if len(grids) > 1:
+        yield "the runs were not evaluated at the same points: images to target are not quite comparable"
+    grid = max(grids, key=len, default=())
+    gap = max((after - before for before, after in pairwise(grid)), default=0)
+    if gap:
+        yield f"the evaluation grid has {len(grid)} points: images to target are resolved to {gap:,} images"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    listed = [str(seed) for seed in seeds]
+    return f"{'seed' if len(listed) == 1 else 'seeds'} {', '.join(listed)}"
+
+
+def _span(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
