@@ -1,0 +1,127 @@
+"""``hasten check``: what a file means, what differs from the defaults, and what it would cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from hasten.sweeps import plan as plans
+from hasten.sweeps import study as studies
+from hasten.sweeps.plan import Plan
+from hasten.trainers import config, curriculum, diffusion, momentum, specs
+from hasten.trainers.errors import ConfigError
+from hasten.trainers.specs import RunSpec, flatten
+
+_MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def is_study(file: str) -> bool:
+    """Whether a path or a shipped name means a study rather than a recipe.
+
+    Raises:
+        ConfigError: it means neither.
+    """
+    path = Path(file)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        raw = config.read_yaml(path)
+        return "arms" in raw or "space" in raw
+    rooms = (specs.RECIPES, studies.STUDIES)
+    for room, answer in zip(rooms, (False, True), strict=True):
+        if (room / f"{file}.yaml").is_file():
+            return answer
+    names = sorted({shipped.stem for room in rooms for shipped in room.glob("*.yaml")})
+    raise ConfigError(file, "no such file, recipe or study", f"Shipped: {', '.join(names)}.")
+
+
+def check_run(spec: RunSpec, console: Console) -> dict[str, Any]:
+    """Print a recipe as it will be run."""
+    console.print(f"[bold]{spec.name}[/]: a run, resolved with all defaults", highlight=False)
+    console.print(
+        yaml.safe_dump(
+            spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
+        ).rstrip(),
+        highlight=False,
+    )
+    console.print(_schedules(spec))
+    steps = -(-spec.budget.images // spec.optimizer.batch)
+    console.print(
+        f"{spec.budget.images:,} images in {steps:,} updates of {spec.optimizer.batch},"
+        f" by {spec.execution.workers} worker(s) under the launcher {spec.execution.launcher}"
+    )
+    return {
+        "kind": "run",
+        "name": spec.name,
+        "spec": spec.model_dump(mode="json"),
+        "images": spec.budget.images,
+    }
+
+
+def check_study(plan: Plan, console: Console) -> dict[str, Any]:
+    """Print a study's plan: its trials, and in what they differ from their base."""
+    spec = plan.study
+    console.print(f"[bold]{spec.name}[/]: {spec.question or 'a study'}", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("arm", "seeds", "differs from the base in"):
+        table.add_column(heading, overflow="fold")
+    for arm in plan.arms:
+        trials = [trial for trial in plan.trials if trial.arm == arm]
+        changes = (
+            ", ".join(f"{key}={value}" for key, value in flatten(trials[0].changes).items()) or "nothing"
+        )
+        table.add_row(arm, ", ".join(str(trial.seed) for trial in trials), changes)
+    console.print(table)
+    each = plan.trials[0].spec.budget.images
+    console.print(
+        f"{len(plan.trials)} trials, {plan.images:,} images in all"
+        f" ({each:,} in the first), {spec.execution.workers} worker(s) a trial"
+    )
+    trials_json = [
+        {"trial": t.name, "arm": t.arm, "seed": t.seed, "images": t.spec.budget.images} for t in plan.trials
+    ]
+    return {"kind": "study", "name": spec.name, "trials": trials_json, "images": plan.images}
+
+
+def _schedules(spec: RunSpec) -> Table:
+    """The schedules over the run: how the curriculum and the momentum move."""
+    alphas_bar = diffusion.alphas_bar(spec.diffusion)
+    table = Table(title="schedules", box=None, padding=(0, 2, 0, 0), title_justify="left")
+    for heading in ("progress", "beta1", "lr", "easy half", "entropy", "max/min"):
+        table.add_column(heading, justify="right")
+    for progress in _MOMENTS:
+        beta1, factor = momentum.at(spec.momentum, progress)
+        pmf = curriculum.pmf(spec.curriculum, progress, alphas_bar)
+        entropy = -np.sum(pmf * np.log(np.maximum(pmf, 1e-300))) / np.log(len(pmf))
+        table.add_row(
+            f"{progress:.0%}",
+            f"{beta1:.3f}",
+            f"{spec.optimizer.lr * factor:.2e}",
+            f"{pmf[len(pmf) // 2 :].sum():.1%}",
+            f"{entropy:.3f}",
+            f"{pmf.max() / max(pmf.min(), 1e-300):.3g}",
+        )
+    table.caption = "easy half: share of draws at the noisier half of the timesteps; entropy: 1 is uniform"
+    table.caption_justify = "left"
+    return table
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """The dotted keys in which two resolved configurations differ, as ``key: old -> new``."""
+    old, new = flatten(before), flatten(after)
+    keys = sorted(old.keys() | new.keys())
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def load(file: str, overrides: dict[str, Any]) -> RunSpec | Plan:
+    """A recipe, or the plan of a study, from a path or a shipped name."""
+    if is_study(file):
+        return plans.plan(studies.load(file, overrides))
+    return specs.load(file, overrides)

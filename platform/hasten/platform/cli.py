@@ -1,0 +1,206 @@
+"""The command line. Everything heavy is imported by the command that needs it: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from hasten.platform import stack_cli
+from hasten.trainers import config
+from hasten.trainers.errors import HastenError
+
+app = typer.Typer(
+    name="hasten",
+    help="Trains diffusion models faster, and finds out honestly which schedule made them faster.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Data sets in the store.")
+app.add_typer(data_app, name="data")
+for command in (stack_cli.up, stack_cli.down, stack_cli.status, stack_cli.doctor):
+    app.command(rich_help_panel="The local stack")(command)
+
+_UsageError: type[Any] = typer.BadParameter.__bases__[
+    0
+]  # Typer does not export the class of all wrong command lines
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a dotted key.")
+]
+Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+@app.command(rich_help_panel="Train and compare")
+def demo(json: Json = False) -> None:
+    """The whole story on this machine: stack, data, sweep, comparison, report."""
+    from hasten.platform import demonstration
+
+    finish(demonstration.demo(console(json)), json)
+
+
+@app.command(rich_help_panel="Train and compare")
+def check(file: str, set: Overrides = None, json: Json = False) -> None:  # noqa: A002  the option's name
+    """Validate a recipe or a study, print what it means and what it costs; touches no cluster."""
+    from hasten.platform import checking
+    from hasten.trainers.specs import RunSpec
+
+    loaded = checking.load(file, config.parse_overrides(set or []))
+    show = console(json)
+    found = (
+        checking.check_run(loaded, show)
+        if isinstance(loaded, RunSpec)
+        else checking.check_study(loaded, show)
+    )
+    finish(found, json)
+
+
+@app.command(rich_help_panel="Train and compare")
+def train(recipe: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
+    """Train one run. Again: it resumes, or says that it is finished."""
+    from hasten.trainers import specs
+
+    spec = specs.load(recipe, config.parse_overrides(set or []))
+    if dry_run:
+        from hasten.platform import checking
+
+        return finish(checking.check_run(spec, console(json)), json)
+    from hasten.platform import training
+
+    found = training.train(spec, console=console(json))
+    scores = ", ".join(
+        f"{key} {value:.4f}" for key, value in found["metrics"].items() if key.startswith("eval/")
+    )
+    console(json).print(f"{found['run']}: {found['status']} after {found['images']:,} images, {scores}")
+    finish(found, json)
+
+
+@app.command(rich_help_panel="Train and compare")
+def sweep(study: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
+    """Run a study. Again: it resumes; finished, it does nothing. `-s base.KEY=V` changes the base recipe."""
+    from hasten.platform import checking
+    from hasten.sweeps import plan as plans
+    from hasten.sweeps import study as study_files
+
+    plan = plans.plan(study_files.load(study, config.parse_overrides(set or [])))
+    show = console(json)
+    if dry_run:
+        return finish(checking.check_study(plan, show), json)
+    from hasten.platform import studies
+
+    found, comparison = studies.sweep(plan, console=show)
+    if comparison is None:
+        show.print(studies.ranking(plan, found))
+    else:
+        from hasten.sweeps import table
+
+        show.print(table.render(comparison))
+        show.print(f"report: {studies.report_folder(plan.study.name) / 'report.html'}", soft_wrap=True)
+    finish(found, json)
+
+
+@app.command(rich_help_panel="Train and compare")
+def compare(
+    what: Annotated[list[str], typer.Argument(metavar="STUDY|RUN...")],
+    set: Overrides = None,  # noqa: A002
+    json: Json = False,
+) -> None:
+    """Compare a study's arms, or runs by name; writes plots and a report; names no winner without proof."""
+    from hasten.platform import studies
+    from hasten.sweeps import table
+
+    show = console(json)
+    comparison, paths = studies.compare(what, config.parse_overrides(set or []), console=show)
+    show.print(table.render(comparison))
+    for path in paths:
+        show.print(f"{path.stem}: {path}", soft_wrap=True)
+    finish(comparison.as_json(), json)
+
+
+@app.command(rich_help_panel="Keep models fresh")
+def retrain(pipeline: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
+    """One idempotent tick: train on the current data if something changed, promote if it is better."""
+    from hasten.platform import retraining
+
+    found = retraining.tick(
+        pipeline, config.parse_overrides(set or []), dry_run=dry_run, console=console(json)
+    )
+    console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
+    finish(found, json)
+
+
+@data_app.command("import")
+def data_import(
+    source: str, name: Annotated[str | None, typer.Argument()] = None, json: Json = False
+) -> None:
+    """Import images into the store as the data set NAME. Built in: digits."""
+    from hasten.platform import importing, settings
+    from hasten.platform.services import connect
+
+    show = console(json)
+    services = connect(settings.load(), tell=show.print)
+    manifest, changed = importing.import_dataset(source, name or source, services.storage_uri)
+    what = "imported" if changed else "unchanged"
+    show.print(f"{manifest.name}: {what}, {manifest.count:,} images, digest {manifest.digest[:12]}")
+    finish({"status": what, **manifest.model_dump(mode="json")}, json)
+
+
+@data_app.command("describe")
+def data_describe(name: str, json: Json = False) -> None:
+    """What a data set in the store holds."""
+    from hasten.platform import settings
+    from hasten.platform.services import connect
+    from hasten.trainers import data
+
+    show = console(json)
+    services = connect(settings.load(), tell=show.print)
+    manifest = data.read_manifest(data.uri(name, services.storage_uri))
+    size = f"{manifest.resolution}x{manifest.resolution}x{manifest.channels}"
+    show.print(
+        f"{manifest.name}: {manifest.count:,} images of {size}, digest {manifest.digest}", soft_wrap=True
+    )
+    show.print(f"from {manifest.source}, in {len(manifest.shards)} shard(s)")
+    finish(manifest.model_dump(mode="json"), json)
+
+
+def console(json: bool) -> Console:
+    """Where people read: standard output, or standard error where a program reads the other one."""
+    return Console(stderr=json, highlight=False)
+
+
+def finish(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(found) + "\n")
+
+
+def main() -> None:
+    """Run a command; its failures speak to the user and set the exit code."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except HastenError as error:
+        Console(stderr=True, highlight=False).print(
+            Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True
+        )
+        sys.exit(error.exit_code)
+    except _UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        Console(stderr=True).print("stopped; the same command goes on")
+        sys.exit(3)
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: it tidies up first."""
+    del frame
+    raise KeyboardInterrupt(number)

@@ -1,0 +1,96 @@
+"""The model registry: MLflow's second door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from hasten.trainers.errors import Fault
+
+CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One version of a registered model."""
+
+    number: str
+    run_id: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The versions of one registered model. Every method raises ``Fault`` where the server fails."""
+
+    uri: str
+    model: str
+
+    def versions(self) -> list[Version]:
+        """All versions, newest first."""
+        with self._speaking():
+            found = self._client().search_model_versions(f"name = '{self.model}'")
+            return sorted((_version(each) for each in found), key=lambda each: -int(each.number))
+
+    def champion(self) -> Version | None:
+        """The version that carries the alias ``champion``."""
+        with self._speaking():
+            try:
+                return _version(self._client().get_model_version_by_alias(self.model, CHAMPION))
+            except MlflowException as error:
+                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    return None
+                raise
+
+    def register(self, folder: Path, *, run_id: str, tags: Mapping[str, str]) -> Version:
+        """Upload an exported pipeline as an artifact of its run, and make it a version."""
+        with self._speaking():
+            client = self._client()
+            client.log_artifacts(run_id, str(folder), "model")
+            try:
+                client.create_registered_model(self.model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            made = client.create_model_version(
+                self.model, source=f"runs:/{run_id}/model", run_id=run_id, tags=dict(tags)
+            )
+            return _version(made)
+
+    def tag(self, version: Version, tags: Mapping[str, str]) -> None:
+        with self._speaking():
+            for key, value in tags.items():
+                self._client().set_model_version_tag(self.model, version.number, key, value)
+
+    def promote(self, version: Version) -> None:
+        """Make a version the champion; the one that was it keeps the alias ``previous``.
+
+        ``previous`` moves first: a crash in between leaves the old champion in place.
+        """
+        old = self.champion()
+        with self._speaking():
+            client = self._client()
+            if old is not None and old.number != version.number:
+                client.set_registered_model_alias(self.model, PREVIOUS, old.number)
+            client.set_registered_model_alias(self.model, CHAMPION, version.number)
+
+    def _client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
+        except MlflowException as error:
+            raise Fault(self.uri, f"the model registry failed: {str(error).splitlines()[0][:200]}") from error
+
+
+def _version(found: Any) -> Version:
+    return Version(number=str(found.version), run_id=str(found.run_id), tags=dict(found.tags))

@@ -1,0 +1,88 @@
+"""Runs by name: whatever lies under the store's ``runs/``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from hasten.platform import identities, settings
+from hasten.platform.services import Services, connect
+from hasten.sweeps import compare as comparisons
+from hasten.sweeps import report
+from hasten.sweeps.comparison import Comparison
+from hasten.sweeps.records import TrialResult
+from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.errors import ConfigError
+from hasten.trainers.records import RunResult
+from hasten.trainers.specs import RunSpec, flatten
+
+
+def store(run: str, services: Services) -> RunStore:
+    """The folder of a run."""
+    return RunStore(f"{services.storage_uri.rstrip('/')}/runs/{run}")
+
+
+def result(run: str, services: Services) -> RunResult:
+    """The result of a finished run.
+
+    Raises:
+        ConfigError: there is no finished run of that name.
+    """
+    found = store(run, services).result()
+    if found is None:
+        remedy = "A run's name is printed by `hasten train` and shown in MLflow: RECIPE-FINGERPRINT."
+        raise ConfigError(run, "no study or finished run of that name", remedy)
+    return found
+
+
+def compare(names: Sequence[str], *, console: Console) -> tuple[Comparison, list[Path]]:
+    """Compare runs: those that differ in their seed alone are one arm; the first one's arm is the baseline.
+
+    Raises:
+        ConfigError: a run does not exist or is not finished.
+    """
+    services = connect(settings.load(), tell=console.print)
+    results = {name: result(name, services) for name in names}
+    arms = _arms(results)
+    trials = [
+        TrialResult(trial=name, arm=arms[name], seed=found.spec["budget"]["seed"], result=found)
+        for name, found in results.items()
+    ]
+    compared = comparisons.compare(trials, study="runs", baseline=arms[names[0]])
+    sheets = {arms[name]: store(name, services).last_sheet() for name in reversed(names)}
+    folder = settings.home() / "reports" / "-".join(dict.fromkeys(results))[:100]
+    paths = report.write_report(
+        compared,
+        trials,
+        folder,
+        title="Runs",
+        question=f"How do {', '.join(names)} compare?",
+        notes=[identities.RECONSTRUCTION],
+        links={"Repeat": f"hasten compare {' '.join(names)}"},
+        samples={arm: sheet for arm, sheet in sheets.items() if sheet is not None},
+    )
+    return compared, paths
+
+
+def _arms(results: dict[str, RunResult]) -> dict[str, str]:
+    """An arm for each run, named by what sets it apart from the first run."""
+    flat = {name: flatten(_identity(found)) for name, found in results.items()}
+    first = next(iter(flat.values()))
+    names = {}
+    for run, fields in flat.items():
+        keys = sorted(fields.keys() | first.keys())
+        different = [
+            f"{key}={fields[key]}" for key in keys if key in fields and fields[key] != first.get(key)
+        ]
+        names[run] = ", ".join(different) or "baseline"
+    return names
+
+
+def _identity(found: RunResult) -> dict[str, object]:
+    fields = RunSpec.model_validate(found.spec).identity(found.data_digest)
+    del fields["budget"]["seed"]
+    plain: dict[str, object] = json.loads(json.dumps(fields))
+    return plain

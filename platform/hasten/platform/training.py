@@ -1,0 +1,148 @@
+"""``hasten train``: one run, by the launcher that its recipe names."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from hasten.platform import identities, importing, progress, settings
+from hasten.platform.identities import OpenRun
+from hasten.platform.identity import RunIdentity
+from hasten.platform.services import Services, connect
+from hasten.platform.tracking import Tracking
+from hasten.trainers import local, session
+from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.errors import Stopped
+from hasten.trainers.session import Job
+from hasten.trainers.specs import RunSpec
+from hasten.trainers.tracker import NullTracker, Tracker
+
+
+def train(
+    spec: RunSpec,
+    *,
+    console: Console,
+    experiment: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Bring a run to its end from wherever it stands; what `hasten train --json` prints.
+
+    ``experiment`` and ``tags`` place it in the tracking server.
+
+    Raises:
+        Stopped: a signal ended it; the same command goes on.
+        HastenError: whatever went wrong.
+    """
+    services = connect(
+        settings.load(), tracking=True, ray=spec.execution.launcher == "ray", tell=console.print
+    )
+    importing.ensure(spec.data.source, services.storage_uri)
+    job = session.job(spec, services.storage_uri)
+    tracking = tracker_of(services)
+    identity = identities.run(job, experiment=experiment, tags=tags)
+    if RunStore(job.uri).result() is None:
+        launch = _locally if spec.execution.launcher == "local" else _on_ray
+        launch(job, tracking, identity, services, console)
+    else:
+        repair(job, tracking, identity)
+    return outcome(job, tracking, identity)
+
+
+def tracker_of(services: Services) -> Tracking:
+    """The tracking server, after it was given what earlier outages kept from it."""
+    tracking = Tracking(services.tracking_uri, settings.home() / "spool")
+    tracking.replay()
+    return tracking
+
+
+def repair(job: Job, tracking: Tracking, identity: RunIdentity) -> None:
+    """Tell the tracking server what it missed of a finished run."""
+    if tracking.status(identity) != "FINISHED":
+        track = tracking.open(identity)
+        session.retell(job, track)
+        track.close("finished")
+
+
+def outcome(job: Job, tracking: Tracking, identity: RunIdentity) -> dict[str, Any]:
+    """A finished run as the stable JSON of the command line."""
+    result = RunStore(job.uri).result()
+    assert result is not None, "a run that was not stopped has a result"
+    return {
+        "run": job.run,
+        "fingerprint": job.fingerprint,
+        "mlflow_run_id": tracking.run_id(identity),
+        "status": result.status,
+        "images": result.images,
+        "resumed_from": result.resumed_from,
+        "metrics": result.metrics,
+        "checkpoint": result.checkpoint,
+    }
+
+
+def _locally(
+    job: Job, tracking: Tracking, identity: RunIdentity, services: Services, console: Console
+) -> None:
+    del services
+    with local.worker(job.spec) as worker, _stop_on_signal() as stop:
+        track: Tracker = tracking.open(identity) if worker.is_first else NullTracker()
+        bar_console = console if worker.is_first else Console(quiet=True)
+        stopped = False
+        try:
+            with progress.run(bar_console, job.run, job.spec.budget.images) as bar:
+                for report in session.run(job, worker=worker, track=track, stop=stop.is_set):
+                    bar.observe(report)
+                    stopped = report.stopped
+        except BaseException:
+            track.close("failed")
+            raise
+        track.close("stopped" if stopped else "finished")
+    if stopped:
+        raise Stopped(job.run, "stopped at a checkpoint", "The same command goes on from there.")
+
+
+def _on_ray(
+    job: Job, tracking: Tracking, identity: RunIdentity, services: Services, console: Console
+) -> None:
+    # Importing Ray takes seconds: only for those who train on it.
+    from hasten.platform import cluster
+    from hasten.trainers import ray_train
+
+    cluster.attach(services)
+    try:
+        with progress.run(console, job.run, job.spec.budget.images) as bar:
+            ray_train.fit(
+                job,
+                open_tracker=OpenRun(tracking, identity),
+                scratch=settings.home() / "ray" / "train",
+                observe=bar.observe,
+            )
+    except KeyboardInterrupt:
+        tracking.end(identity, "stopped")
+        raise Stopped(job.run, "interrupted", "The same command goes on from the last checkpoint.") from None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second signal ends the process at once."""
+    stop = threading.Event()
+    previous = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        if stop.is_set():
+            raise KeyboardInterrupt(number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
