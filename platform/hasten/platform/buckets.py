@@ -60,13 +60,13 @@ def create(uri: str, *, endpoint: str | None, region: str) -> None:
     """
     bucket, _ = split(uri)
     with _explained(uri, endpoint):
-        client = _client(endpoint, region)
+        s3 = client(endpoint, region)
         try:
-            client.head_bucket(Bucket=bucket)
+            s3.head_bucket(Bucket=bucket)
         except ClientError as error:
             if _code(error) not in _MISSING:
                 raise
-            client.create_bucket(Bucket=bucket)
+            s3.create_bucket(Bucket=bucket)
 
 
 def check(uri: str, *, endpoint: str | None, region: str) -> None:
@@ -78,7 +78,7 @@ def check(uri: str, *, endpoint: str | None, region: str) -> None:
     """
     bucket, _ = split(uri)
     with _explained(uri, endpoint):
-        _client(endpoint, region).head_bucket(Bucket=bucket)
+        client(endpoint, region).head_bucket(Bucket=bucket)
 
 
 def round_trip(uri: str, *, endpoint: str | None, region: str) -> str:
@@ -92,18 +92,19 @@ def round_trip(uri: str, *, endpoint: str | None, region: str) -> str:
     key = "/".join(filter(None, (prefix, f"hasten-doctor/{secrets.token_hex(8)}")))
     content = secrets.token_bytes(64)
     with _explained(uri, endpoint):
-        client = _client(endpoint, region)
-        client.put_object(Bucket=bucket, Key=key, Body=content)
+        s3 = client(endpoint, region)
+        s3.put_object(Bucket=bucket, Key=key, Body=content)
         try:
-            found = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+            found = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         finally:
-            client.delete_object(Bucket=bucket, Key=key)
+            s3.delete_object(Bucket=bucket, Key=key)
     if found != content:
         raise Fault(_where(endpoint), f"gave back other bytes than were put in {uri}")
     return f"put, got and deleted an object in {uri}"
 
 
-def _client(endpoint: str | None, region: str) -> Any:
+def client(endpoint: str | None, region: str) -> Any:
+    """boto3's client for ``endpoint``, with the credentials that the environment leads to now."""
     # A session of its own: the default one remembers the credentials of an earlier environment.
     return boto3.session.Session().client(
         "s3",

@@ -29,12 +29,14 @@ def demo(console: Console) -> dict[str, Any]:
     found, comparison = studies.sweep(plan, console=console)
     assert comparison is not None, "the demo's study has arms"
 
+    swept = time.monotonic()
     arm = best_arm(comparison)
     proof = "" if comparison.winner == arm else " (the best mean; no proof, the verdict is open)"
     spec = long_run(plan, arm)
     what = f"arm {arm}{proof}, seed {_FRESH_SEED}, {spec.budget.images:,} images on {_WORKERS} workers"
     _say(console, 2, "Train by Ray Train", what)
     run = training.train(spec, console=console, experiment=plan.study.name, tags={STUDY: plan.study.name})
+    trained = time.monotonic()
     scores = {key: value for key, value in run["metrics"].items() if key.startswith("eval/")}
     console.print(f"{run['run']}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
 
@@ -51,6 +53,7 @@ def demo(console: Console) -> dict[str, Any]:
         "comparison": comparison.as_json(),
         "train": run,
         "report": str(report / "report.html"),
+        "seconds": {"sweep": swept - started, "train": trained - swept},
     }
 
 

@@ -54,6 +54,9 @@ def _try(name: str, check: Callable[[], str]) -> Check:
         detail, remedy, ok = check(), "", True
     except HastenError as error:
         detail, remedy, ok = f"{error.subject} {error.problem}", error.remedy, False
+    except Exception as error:  # one check that breaks must not hide the others
+        detail, ok = f"{type(error).__name__}: {error}", False
+        remedy = "hasten did not expect this: please report it."
     return Check(name=name, ok=ok, detail=detail, remedy=remedy, seconds=time.monotonic() - started)
 
 
@@ -135,7 +138,7 @@ def _folder_round_trip(folder: Path) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    while not os.path.isdir(folder) and folder != folder.parent:
+    """The folder, or the nearest thing above it that is there."""
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

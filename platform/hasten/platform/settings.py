@@ -78,7 +78,7 @@ class StorageSettings(Spec):
     @model_validator(mode="after")
     def _together(self) -> StorageSettings:
         if self.endpoint is not None and self.folder is not None:
-            raise ValueError(f"endpoint means nothing for the folder {self.uri!r}: remove one of the two")
+            raise ValueError(f"endpoint: means nothing for the folder {self.uri!r}; remove one of the two")
         return self
 
     @property

@@ -89,6 +89,8 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
         if not left and bound.tracking.status(bound.parent) == "FINISHED":
             console.print(f"{bound.name}: all {len(plan.trials)} trials are finished; nothing to run")
             return outcome(bound, {}), comparison_of(bound)
+        if left:
+            require_cluster(bound)
         track = bound.tracking.open(bound.parent)
         bound.tracking.set_shared_view(
             bound.name,
@@ -121,31 +123,42 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
     return outcome(bound, endings), compared
 
 
-def execute(bound: Sweep, left: Sequence[Trial], parent_run_id: str, *, console: Console) -> dict[str, Any]:
-    """Run the trials that are left; how each ended, by name."""
-    if not left:
-        return {}
+def require_cluster(bound: Sweep) -> None:
+    """Attach to Ray, and refuse a study that it can never hold before anything is written down.
+
+    Raises:
+        ConfigError: with the numbers.
+        Fault: Ray does not answer.
+    """
     # Importing Ray takes seconds: not for a study that is finished.
     from hasten.platform import cluster
     from hasten.sweeps import ray_tune
 
     cluster.attach(bound.services)
+    ray_tune.concurrency(bound.plan.study.execution)
+
+
+def execute(bound: Sweep, left: Sequence[Trial], parent_run_id: str, *, console: Console) -> dict[str, Any]:
+    """Run the trials that are left; how each ended, by name."""
+    if not left:
+        return {}
+    from hasten.platform import cluster
+    from hasten.sweeps import ray_tune
+
     totals = {trial.name: trial.spec.budget.images for trial in left}
+    trackers = OpenTrial(bound.tracking, {trial.name: bound.identity(trial, parent_run_id) for trial in left})
     try:
         with progress.board(console, bound.name, totals) as board:
-            return dict(
-                ray_tune.execute(
-                    {trial.name: bound.jobs[trial.name] for trial in left},
-                    name=bound.name,
-                    execution=bound.plan.study.execution,
-                    open_tracker=OpenTrial(
-                        bound.tracking, {trial.name: bound.identity(trial, parent_run_id) for trial in left}
-                    ),
-                    scratch=settings.home() / "ray" / "tune",
-                    observe=board.observe,
-                    hours=bound.plan.study.limits.hours,
-                )
+            endings = ray_tune.execute(
+                {trial.name: bound.jobs[trial.name] for trial in left},
+                name=bound.name,
+                execution=bound.plan.study.execution,
+                open_tracker=trackers,
+                scratch=settings.home() / "ray" / "tune",
+                observe=board.observe,
+                hours=bound.plan.study.limits.hours,
             )
+            return dict(endings)
     finally:
         cluster.detach()
 
@@ -222,11 +235,22 @@ def outcome(bound: Sweep, endings: Mapping[str, Any]) -> dict[str, Any]:
                 "arm": trial.arm,
                 "seed": trial.seed,
                 "status": "finished" if trial.name in done else endings.get(trial.name, "stopped"),
-                "images": done[trial.name].images if trial.name in done else 0,
-                "metrics": done[trial.name].metrics if trial.name in done else {},
+                **_measured(done.get(trial.name)),
             }
             for trial in bound.plan.trials
         ],
+    }
+
+
+def _measured(result: RunResult | None) -> dict[str, Any]:
+    """The part of a trial's row that its result fills; a trial without one has null and nothing."""
+    if result is None:
+        return {"images": 0, "seconds": None, "wall_seconds": None, "metrics": {}}
+    return {
+        "images": result.images,
+        "seconds": result.seconds,
+        "wall_seconds": result.wall_seconds,
+        "metrics": result.metrics,
     }
 
 

@@ -220,8 +220,7 @@ def _dot_plot(
         .encode(x=x, y=y, color=colour)
         .encode(tooltip=[alt.Tooltip(f"{key}:{kind}") for key, kind in _MEAN_FIELDS.items()]),
     ]
-    fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    return alt.LayerChart(layer=layers, width=width, height=alt.Step(46), autosize=fit)
+    return alt.LayerChart(layer=layers, width=width, height=alt.Step(46))
 
 
 _MEAN_FIELDS: Final = {"arm": "N", "value": "Q", "low": "Q", "high": "Q"}

@@ -107,8 +107,8 @@ def _figures(comparison: Comparison) -> list[Figure]:
     figures = []
     if whole is not None and closing is not None:
         caption = (
-            "Thin lines are seeds, bold ones their mean. Hover to read the means; click an arm in the legend "
-            "to pick it out (shift for several)."
+            "Thin lines are seeds, bold ones the mean of an arm's finished runs. "
+            "Hover to read the means; click an arm in the legend to pick it out (shift for several)."
         )
         if comparison.target is not None:
             final = "the baseline's mean final value" if comparison.target == "baseline" else "the target"

@@ -21,9 +21,10 @@ class Point(BaseModel):
 class RunResult(BaseModel):
     """How a run ended and what it measured; written last of all, once.
 
-    ``metrics`` are the final values under their MLflow names; ``history`` holds every point in order of
-    step; ``spec`` is the resolved recipe; ``environment`` records what does not enter the fingerprint
-    (versions, device, threads, world size).
+    ``seconds`` were spent training, over all attempts; ``wall_seconds`` passed in the last attempt, with
+    evaluation, checkpoints and loading. ``metrics`` are the final values under their MLflow names;
+    ``history`` holds every point in order of step; ``spec`` is the resolved recipe; ``environment`` records
+    what does not enter the fingerprint (versions, device, threads, world size).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,6 +35,7 @@ class RunResult(BaseModel):
     images: int
     resumed_from: int | None = None
     seconds: float
+    wall_seconds: float = 0.0
     metrics: dict[str, float]
     history: list[Point] = Field(default_factory=list)
     checkpoint: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -89,7 +90,7 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
     Raises:
         Fault: training diverged, or the storage failed.
     """
-    store = RunStore(job.uri)
+    store, started = RunStore(job.uri), time.monotonic()
     if worker.agree("finished" if worker.is_first and store.result() else None):
         retell(job, track)
         return
@@ -108,9 +109,9 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
     finally:
         writer.close()
     if worker.is_first and parts.images >= job.spec.budget.images:
-        store.write_result(
-            result(job, parts, worker=worker, resumed_from=resumed_from, checkpoint=checkpoint or latest)
-        )
+        measured = result(job, parts, worker=worker, resumed_from=resumed_from)
+        ending = {"checkpoint": checkpoint or latest, "wall_seconds": time.monotonic() - started}
+        store.write_result(measured.model_copy(update=ending))
 
 
 def retell(job: Job, track: Tracker) -> None:
@@ -186,9 +187,8 @@ def make_deterministic(threads: int) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def result(
-    job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None, checkpoint: str | None
-) -> RunResult:
+def result(job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None) -> RunResult:
+    """What a finished run measured."""
     metrics: dict[str, float] = functools.reduce(
         lambda known, point: known | point.metrics, parts.history, {}
     )
@@ -201,7 +201,6 @@ def result(
         seconds=parts.seconds,
         metrics=metrics,
         history=sorted(parts.history, key=lambda point: point.step),
-        checkpoint=checkpoint,
         spec=job.spec.model_dump(mode="json"),
         data_digest=job.data_digest,
         environment=environment(job, worker),
