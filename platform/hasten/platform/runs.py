@@ -60,7 +60,6 @@ def compare(names: Sequence[str], *, console: Console) -> tuple[Comparison, list
         folder,
         title="Runs",
         question=f"How do {', '.join(names)} compare?",
-        notes=[identities.RECONSTRUCTION],
         links={"Repeat": f"hasten compare {' '.join(names)}"},
         samples={arm: sheet for arm, sheet in sheets.items() if sheet is not None},
     )

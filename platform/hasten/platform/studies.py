@@ -212,7 +212,6 @@ def write_report(bound: Sweep, compared: Comparison) -> list[Path]:
         report_folder(bound.name),
         title=bound.name,
         question=bound.plan.study.question,
-        notes=[identities.RECONSTRUCTION],
         links={"MLflow": bound.tracking.link(bound.name), "Repeat": f"hasten sweep {bound.name}"},
         samples={arm: sheet for arm, sheet in sheets.items() if sheet is not None},
     )

@@ -47,8 +47,8 @@ def compare(
     arm without a seed in common is compared unpaired.
 
     The winner is the arm furthest ahead of the baseline among those with at least three seeds, a
-    Holm-adjusted two-sided p below ``alpha`` and no diverged run. The family-wise error of naming a winner
-    is at most ``alpha / 2``, as only one side counts.
+    Holm-adjusted two-sided p below ``alpha`` and no diverged run. Naming a winner by mistake has a chance of
+    at most ``alpha`` over all arms, about half of it where no arm does anything, as only one side counts.
 
     Raises ``ConfigError`` for a ``mode``, ``target`` or ``alpha`` that means nothing.
     """
