@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from hasten.platform import identities, settings
+from hasten.platform import settings
 from hasten.platform.services import Services, connect
 from hasten.sweeps import compare as comparisons
 from hasten.sweeps import report

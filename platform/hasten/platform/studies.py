@@ -92,17 +92,13 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
         if left:
             require_cluster(bound)
         track = bound.tracking.open(bound.parent)
-        bound.tracking.set_shared_view(
-            bound.name,
-            [f"final/{EVAL_LOSS}", f"best/{EVAL_LOSS}", f"final/{EVAL_FRECHET}", EVAL_LOSS, TRAIN_LOSS],
-            sorted({key for trial in plan.trials for key in _swept(trial)}),
-            image_step=max(trial.spec.budget.images for trial in plan.trials),
-        )
+        share_view(bound, image_step=0)
         console.print(f"{bound.name}: {len(left)} trials to run, {len(done)} finished already")
         console.print(f"watch it at {bound.tracking.link(bound.name)}", soft_wrap=True)
         try:
             endings = execute(bound, left, track.run_id, console=console)
             settle(bound, endings, track.run_id)
+            share_view(bound, image_step=max(trial.spec.budget.images for trial in plan.trials))
         except BaseException:
             track.close("stopped")
             raise
@@ -121,6 +117,22 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
         problem = f"{len(failed)} of {len(plan.trials)} trials failed: {', '.join(failed)}"
         raise Fault(bound.name, problem, "The same command tries them again.")
     return outcome(bound, endings), compared
+
+
+def share_view(bound: Sweep, *, image_step: int) -> None:
+    """Set what MLflow shows of the study: scores and swept settings, the image grid at ``image_step``.
+
+    While trials run, only the images of the start are sure to be there.
+    """
+    swept = sorted({key for trial in bound.plan.trials for key in flatten(trial.changes)})
+    settings_of = [flatten(trial.spec.model_dump(mode="json")) for trial in bound.plan.trials]
+    bound.tracking.set_shared_view(
+        bound.name,
+        [f"final/{EVAL_LOSS}", f"best/{EVAL_LOSS}", f"final/{EVAL_FRECHET}", EVAL_LOSS, TRAIN_LOSS],
+        swept,
+        axes=[key for key in swept if all(key in each for each in settings_of)],
+        image_step=image_step,
+    )
 
 
 def require_cluster(bound: Sweep) -> None:
@@ -316,9 +328,3 @@ def save_sheet(run: str, path: Path) -> Path:
 def link(study: str) -> str:
     """The address that opens MLflow on a study."""
     return Tracking(look(settings.load()).tracking_uri, settings.home() / "spool").link(study)
-
-
-def _swept(trial: Trial) -> list[str]:
-    """The dotted keys in which a trial differs from the base, as they appear among its parameters."""
-    changed = flatten(trial.changes)
-    return [key for key in changed if not key.startswith("execution.")]

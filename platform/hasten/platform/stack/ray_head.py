@@ -144,15 +144,19 @@ def sessions(home: Path) -> Path:
 
 def tidy(home: Path, *, stopped: bool) -> None:
     """Keep the newest session's logs only; once ``stopped``, nothing outside the home. Ray must not run."""
-    for folder in (state.folder(home) / "ray", _outside(home) / "r"):
-        if not folder.is_dir() or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+    outside = _outside(home)
+    for folder in (state.folder(home) / "ray", outside / "r"):
+        if not _ours(folder):
             continue
         (folder / "session_latest").unlink(missing_ok=True)
-        old = sorted(folder.glob("session_*"))
-        for session in old[:-1]:
+        for session in sorted(folder.glob("session_*"))[:-1]:
             shutil.rmtree(session, ignore_errors=True)
-        if stopped and folder.parent == _outside(home):
-            shutil.rmtree(folder.parent, ignore_errors=True)
+    if stopped and _ours(outside):
+        shutil.rmtree(outside, ignore_errors=True)
+
+
+def _ours(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid()
 
 
 def _outside(home: Path) -> Path:
