@@ -250,6 +250,28 @@ def test_two_at_once_start_one(own_home: Path) -> None:
     assert len(roots(own_home)) == 1
 
 
+def test_two_installations_never_share_a_port(own_home: Path) -> None:
+    """Both want one port in the same moment; a server that shares it would get the other's requests."""
+    code = (
+        "from hasten.platform import buckets, services, settings; found = services.connect(settings.load()); "
+    )
+    code += "[buckets.round_trip('s3://hasten', endpoint=found.endpoint, region='x') for _ in range(8)]; "
+    homes = [own_home, own_home.with_name("other")]
+    code += "print(found.endpoint)"
+    try:
+        running = []
+        for home in homes:
+            os.environ["HASTEN_HOME"] = str(home)
+            running.append(python(code))
+        said = [process.communicate(timeout=200) for process in running]
+        assert [process.returncode for process in running] == [0, 0], said
+        assert len({out for out, _ in said}) == 2
+    finally:
+        for home in homes:
+            os.environ["HASTEN_HOME"] = str(home)
+            launcher.down()
+
+
 def test_launcher_killed_in_the_middle(own_home: Path) -> None:
     launching = python(UP + TELL + "launcher.up(settings.load(), ['storage'], tell=tell)")
     wait_for(launching, "starting storage")

@@ -87,6 +87,16 @@ def test_evaluation_grid_is_the_same_for_every_batch_size(batch: int, job_of: Jo
     assert reports[-1].images == images
 
 
+def test_evaluation_judges_the_averaged_weights(job_of: JobOf) -> None:
+    """The first of `ema.stds` is the one that counts; the second average and the raw weights score otherwise."""
+    _, _, parts = recorded(job_of({"budget.images": 256}))
+    judged = {point.step: point.metrics for point in parts.history if tracker.EVAL_LOSS in point.metrics}
+    narrow, wide = parts.ema.networks
+    loss = parts.evaluator.loss
+    assert judged[256][tracker.EVAL_LOSS] == loss(narrow)
+    assert len({loss(narrow), loss(wide), loss(parts.network)}) == 3
+
+
 def test_training_metrics_follow_their_schedules(job_of: JobOf, run: Run) -> None:
     job = job_of({"optimizer.warmup": 0.5})
     list(run(job))

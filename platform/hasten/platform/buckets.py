@@ -43,6 +43,7 @@ _MOVED: Final = {
     "IllegalLocationConstraintException",
 }
 _FULL: Final = {"507", "InsufficientStorage", "XMinioStorageFull", "QuotaExceeded"}
+_UNABLE: Final = {"503", "ServiceUnavailable", "InternalError", "500"}
 
 
 def split(uri: str) -> tuple[str, str]:
@@ -148,6 +149,12 @@ def _explain(error: Exception, uri: str, endpoint: str | None) -> HastenError:
         case ClientError() if _code(error) in _FULL:
             return Fault(
                 where, "has no space left", "Free some space there, for example with `hasten clean`."
+            )
+        case ClientError() if _code(error) in _UNABLE:
+            return Fault(
+                where,
+                f"cannot do it now ({_code(error)}), as when its disk is full",
+                "Make room on its disk; the local store's log says more (`hasten status` tells where it is).",
             )
         case NoCredentialsError() | PartialCredentialsError() | ProfileNotFound():
             return ConfigError(

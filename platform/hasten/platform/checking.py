@@ -80,6 +80,8 @@ def check_study(plan: Plan, console: Console) -> dict[str, Any]:
         f"{len(plan.trials)} trials, {plan.images:,} images in all"
         f" ({each:,} in the first), {spec.execution.workers} worker(s) a trial"
     )
+    for note in plans.missing_controls(plan):
+        console.print(f"note: {note}", soft_wrap=True)
     trials_json = [
         {"trial": t.name, "arm": t.arm, "seed": t.seed, "images": t.spec.budget.images} for t in plan.trials
     ]

@@ -143,11 +143,11 @@ def data_import(
     source: str, name: Annotated[str | None, typer.Argument()] = None, json: Json = False
 ) -> None:
     """Import images into the store as the data set NAME. Built in: digits."""
-    from hasten.platform import importing, settings
-    from hasten.platform.services import connect
+    from hasten.platform import importing
+    from hasten.platform.connection import connected
 
     show = console(json)
-    services = connect(settings.load(), tell=show.print)
+    services = connected(show)
     manifest, changed = importing.import_dataset(source, name or source, services.storage_uri)
     what = "imported" if changed else "unchanged"
     show.print(f"{manifest.name}: {what}, {manifest.count:,} images, digest {manifest.digest[:12]}")
@@ -157,12 +157,11 @@ def data_import(
 @data_app.command("describe")
 def data_describe(name: str, json: Json = False) -> None:
     """What a data set in the store holds."""
-    from hasten.platform import settings
-    from hasten.platform.services import connect
+    from hasten.platform.connection import connected
     from hasten.trainers import data
 
     show = console(json)
-    services = connect(settings.load(), tell=show.print)
+    services = connected(show)
     manifest = data.read_manifest(data.uri(name, services.storage_uri))
     size = f"{manifest.resolution}x{manifest.resolution}x{manifest.channels}"
     show.print(

@@ -72,10 +72,10 @@ def _home() -> str:
 
 
 def _disk() -> str:
-    free = shutil.disk_usage(_existing(home())).free
-    if free < _LOW_BYTES:
-        raise Fault(f"the disk of {home()}", f"has {free / 1e9:.1f} GB free", state.REMEDY)
-    return f"{free / 1e9:.0f} GB free"
+    disk = shutil.disk_usage(_existing(home()))
+    if disk.total and disk.free < _LOW_BYTES:
+        raise Fault(f"the disk of {home()}", f"has {disk.free / 1e9:.1f} GB free", state.REMEDY)
+    return f"{disk.free / 1e9:.0f} GB free"
 
 
 def _xattrs() -> str:

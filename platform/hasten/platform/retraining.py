@@ -16,9 +16,9 @@ from typing import Any, Final, Literal
 from rich.console import Console
 
 from hasten.platform import importing, settings, training
+from hasten.platform.connection import connected
 from hasten.platform.locks import Busy, only_one
 from hasten.platform.registry import Registry, Version
-from hasten.platform.services import connect
 from hasten.sweeps.comparison import Mode
 from hasten.trainers import config, export, session, specs
 from hasten.trainers.config import Spec
@@ -72,7 +72,7 @@ def tick(pipeline: str, overrides: dict[str, Any], *, dry_run: bool, console: Co
     path = config.find(pipeline, PIPELINES, "pipeline")
     spec = config.validate(Pipeline, config.override(config.read_yaml(path), overrides))
     run = specs.load(spec.recipe, spec.overrides)
-    services = connect(settings.load(), tracking=True, tell=console.print)
+    services = connected(console, tracking=True)
     if run.data.source in BUILT_IN and not dry_run:
         importing.import_dataset(run.data.source, run.data.source, services.storage_uri)
     job = session.job(run, services.storage_uri)

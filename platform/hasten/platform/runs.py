@@ -9,7 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from hasten.platform import settings
-from hasten.platform.services import Services, connect
+from hasten.platform.connection import connected
+from hasten.platform.services import Services
 from hasten.sweeps import compare as comparisons
 from hasten.sweeps import report
 from hasten.sweeps.comparison import Comparison
@@ -44,7 +45,7 @@ def compare(names: Sequence[str], *, console: Console) -> tuple[Comparison, list
     Raises:
         ConfigError: a run does not exist or is not finished.
     """
-    services = connect(settings.load(), tell=console.print)
+    services = connected(console)
     results = {name: result(name, services) for name in names}
     arms = _arms(results)
     trials = [

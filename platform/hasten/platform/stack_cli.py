@@ -38,7 +38,7 @@ def up(json: Json = False) -> None:
     started = time.monotonic()
     if not parts.local(current):
         console.print("Nothing to start: the settings name all three services.")
-    with _interrupts(), _Progress(console) as progress:
+    with _interrupts(), StackProgress(console) as progress:
         services.connect(current, tracking=True, ray=True, tell=progress.tell)
     found = launcher.status(current)
     console.print()
@@ -51,7 +51,7 @@ def down(json: Json = False) -> None:
     """Stop the local stack and every process that it started; all data stays."""
     console = _console(json)
     started = time.monotonic()
-    with _interrupts(), _Progress(console) as progress:
+    with _interrupts(), StackProgress(console) as progress:
         ran = launcher.down(tell=progress.tell)
     if ran:
         console.print(f"Stopped in {time.monotonic() - started:.1f} s; no process is left, all data is kept.")
@@ -94,7 +94,7 @@ def doctor(json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-class _Progress:
+class StackProgress:
     """Lines that say what happens; on a terminal with a spinner for what is under way."""
 
     def __init__(self, console: Console) -> None:
@@ -102,7 +102,7 @@ class _Progress:
         self.spinner = console.status("")
         self.under_way: dict[str, str] = {}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> StackProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -116,8 +116,10 @@ class _Progress:
                 self.console.print("Another hasten is at the stack; waiting for it...")
             case "starting" | "restarting":
                 self.under_way[event.part] = name
-                verb = "Starting" if event.kind == "starting" else "Starting again"
-                self.console.print(f"[dim]…[/] {verb} {event.title} [dim](log {escape(event.log)})[/]")
+                again = " again, on a free port" if event.kind == "restarting" else ""
+                self.console.print(
+                    f"[dim]…[/] Starting {event.title}{again} [dim](log {escape(event.log)})[/]"
+                )
             case "ready":
                 self.under_way.pop(event.part, None)
                 where = f"[cyan]{event.url}[/]"
@@ -156,12 +158,12 @@ def _show(console: Console, found: list[Status]) -> None:
     """Two lines a service, of which the first fits 80 columns; paths may be longer than any table."""
     for part in found:
         mark, words = _STATES[part.state]
-        memory = f"{part.memory_bytes / 1e6:.0f} MB" if part.memory_bytes else ""
-        age = _duration(time.time() - part.since) if part.since else ""
-        line = (
-            f"{mark} [bold]{_NAMES[part.part]:<9}[/] {words:<9} [cyan]{part.url:<23}[/] {memory:>8} {age:>10}"
-        )
-        console.print(line.rstrip())
+        line = f"{mark} [bold]{_NAMES[part.part]:<9}[/] {words}"
+        if part.url:
+            line += f"{'':<{max(9 - len(words), 0)}} [cyan]{part.url:<23}[/]"
+        if part.since is not None:
+            line += f" {part.memory_bytes / 1e6:>5.0f} MB {_duration(time.time() - part.since):>10}"
+        console.print(line)
         if part.dashboard:
             console.print(f"            dashboard [cyan]{part.dashboard}[/]")
         if part.log:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ from rich.console import Console
 from rich.table import Table
 
 from hasten.platform import identities, importing, progress, runs, settings
+from hasten.platform.connection import connected
 from hasten.platform.identities import OpenTrial
 from hasten.platform.identity import RunIdentity
 from hasten.platform.locks import only_one
-from hasten.platform.services import Services, connect, look
+from hasten.platform.services import Services, look
 from hasten.platform.tracking import Tracking
 from hasten.platform.training import repair, tracker_of
 from hasten.sweeps import compare as comparisons
 from hasten.sweeps import plan as plans
 from hasten.sweeps import report
 from hasten.sweeps import study as study_files
+from hasten.sweeps.caveats import second_opinion
 from hasten.sweeps.comparison import Comparison
 from hasten.sweeps.plan import Plan, Trial
 from hasten.sweeps.records import TrialResult
@@ -62,7 +64,7 @@ def bind(plan: Plan, *, console: Console, ray: bool = True) -> Sweep:
     Raises:
         ConfigError: the data does not fit, or a service is wrong.
     """
-    services = connect(settings.load(), tracking=True, ray=ray, tell=console.print)
+    services = connected(console, tracking=True, ray=ray)
     for source in {trial.spec.data.source for trial in plan.trials}:
         importing.ensure(source, services.storage_uri)
     jobs = {trial.name: session.job(trial.spec, services.storage_uri) for trial in plan.trials}
@@ -197,16 +199,24 @@ def comparison_of(bound: Sweep) -> Comparison | None:
         for trial in bound.plan.trials
         if trial.name in done
     ]
-    return comparisons.compare(
+    shared: dict[str, Any] = {
+        "study": study.name,
+        "baseline": study.baseline,
+        "arms": bound.plan.arms,
+        "seeds": study.seeds,
+    }
+    # Another measure of quality may disagree with the objective, and people should know.
+    opinion = comparisons.compare(results, **shared, metric=EVAL_FRECHET, target=None)
+    compared = comparisons.compare(
         results,
-        study=study.name,
+        **shared,
         metric=study.objective.metric,
         mode=study.objective.mode,
-        baseline=study.baseline,
         target=study.objective.target,
-        arms=bound.plan.arms,
-        seeds=study.seeds,
+        notes=plans.missing_controls(bound.plan),
     )
+    disagreement = second_opinion(compared, opinion)
+    return replace(compared, notes=(*compared.notes, disagreement)) if disagreement else compared
 
 
 def write_report(bound: Sweep, compared: Comparison) -> list[Path]:

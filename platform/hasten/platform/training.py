@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from hasten.platform import identities, importing, progress, settings
+from hasten.platform.connection import connected
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import RunIdentity
-from hasten.platform.services import Services, connect
+from hasten.platform.services import Services
 from hasten.platform.tracking import Tracking
 from hasten.trainers import local, session
 from hasten.trainers.checkpoints import RunStore
@@ -39,9 +40,7 @@ def train(
         Stopped: a signal ended it; the same command goes on.
         HastenError: whatever went wrong.
     """
-    services = connect(
-        settings.load(), tracking=True, ray=spec.execution.launcher == "ray", tell=console.print
-    )
+    services = connected(console, tracking=True, ray=spec.execution.launcher == "ray")
     importing.ensure(spec.data.source, services.storage_uri)
     job = session.job(spec, services.storage_uri)
     tracking = tracker_of(services)

@@ -166,3 +166,27 @@ def _seeds(seeds: Iterable[int]) -> str:
 def _span(numbers: set[int]) -> str:
     low, high = min(numbers), max(numbers)
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def second_opinion(comparison: Comparison, other: Comparison) -> str | None:
+    """A sentence when another metric points the other way for an arm that is ahead, or None.
+
+    ``other`` compares the same results by that metric.
+    """
+    ahead = {
+        arm.name for arm in comparison.contenders if arm.difference and comparison.better(arm.difference.mean)
+    }
+    against = [
+        f"{arm.name} {arm.difference.mean:+.2g} [{_bound(arm.difference.low)}, {_bound(arm.difference.high)}]"
+        for arm in other.contenders
+        if arm.name in ahead and arm.difference and other.better(-arm.difference.mean)
+    ]
+    if not against:
+        return None
+    better = "lower" if other.mode == "min" else "higher"
+    listed = ", ".join(against)
+    return f"{other.metric} ({better} is better) points the other way: {listed} minus {other.baseline}"
+
+
+def _bound(value: float | None) -> str:
+    return "?" if value is None else f"{value:+.2g}"

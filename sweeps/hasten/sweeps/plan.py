@@ -107,3 +107,17 @@ def _refuse_equal(study: StudySpec, trials: tuple[Trial, ...]) -> None:
             problem = f"is the same run as arms.{seen[fingerprint]}: nothing would be compared"
             raise ConfigError(f"arms.{trial.arm}", problem, "Change one of them, or remove it.")
         seen[fingerprint] = trial.arm
+
+
+def missing_controls(plan: Plan) -> list[str]:
+    """What the arms of a study cannot tell apart, for want of a control."""
+    kinds = {(trial.spec.curriculum.kind, trial.spec.momentum.kind) for trial in plan.trials}
+    curricula, momenta = {curriculum for curriculum, _ in kinds}, {momentum for _, momentum in kinds}
+    notes = []
+    if "clts" in curricula and "static" not in curricula:
+        notes.append("no arm has CLTS's time average (static): a gain may be the density's, not the ramp's")
+    if "mdlrc" in momenta and "lr_only" not in momenta:
+        notes.append(
+            "no arm has MDLRC's rate alone (lr_only): an effect may be the rate's, not the momentum's"
+        )
+    return notes

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+import socket
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -49,6 +51,8 @@ def up(settings: Settings, names: Collection[str] = PARTS, *, tell: Tell = say_n
             with _uninterruptible():
                 launch.undo()
             raise
+        finally:
+            launch.release()
         return {name: launch.part(name).url(launch.records[name].ports) for name in wanted}
 
 
@@ -72,7 +76,8 @@ def down(*, tell: Tell = say_nothing) -> list[str]:
             tell(Event(kind="stopped", part=name, seconds=time.monotonic() - started))
         ray_head.tidy(home, stopped=True)
         kept = {name: Record(ports=record.ports, log=record.log) for name, record in records.items()}
-        state.save(home, kept)
+        with contextlib.suppress(Fault):  # a full disk costs the memory of the ports, no more
+            state.save(home, kept)
     return ran
 
 
@@ -98,7 +103,9 @@ class _Launch:
         self.settings = settings
         self.tell = tell
         self.records = state.read(home)
-        self.begun: dict[str, int] = {}
+        self.begun: list[str] = []
+        self.deaths: Counter[str] = Counter()
+        self.claims: dict[str, list[socket.socket]] = {}
         self.pending: dict[str, psutil.Process] = {}
 
     def part(self, name: str) -> Part:
@@ -140,7 +147,7 @@ class _Launch:
 
     def undo(self) -> None:
         """Stop what this call began."""
-        for name in reversed(list(self.begun)):
+        for name in dict.fromkeys(reversed(self.begun)):
             _stop(self.home, name)
             record = self.records[name]
             self.records[name] = Record(ports=record.ports, log=record.log)
@@ -150,10 +157,20 @@ class _Launch:
             with contextlib.suppress(Fault):
                 state.save(self.home, self.records)
 
+    def release(self) -> None:
+        """Let other launchers have the ports that nothing listens on."""
+        for name in list(self.claims):
+            self._release(name)
+
+    def _release(self, name: str) -> None:
+        for claimed in self.claims.pop(name, []):
+            claimed.close()
+
     def _start(self, part: Part) -> None:
-        free = shutil.disk_usage(self.home).free
-        if free < _MIN_FREE_BYTES:
-            raise Fault(f"HASTEN_HOME ({self.home})", f"its disk has {free / 1e6:.0f} MB free", state.REMEDY)
+        disk = shutil.disk_usage(self.home)
+        if disk.total and disk.free < _MIN_FREE_BYTES:  # a file system in memory may not know its size
+            problem = f"its disk has {disk.free / 1e6:.0f} MB free"
+            raise Fault(f"HASTEN_HOME ({self.home})", problem, state.REMEDY)
         # Whatever is left of an earlier life of this part would hold its ports or its data.
         _stop(self.home, part.name)
         old = self.records.get(part.name, Record())
@@ -163,12 +180,16 @@ class _Launch:
             if name != part.name
             for port in record.ports.values()
         }
+        self._release(part.name)
+        self.claims[part.name] = []
         ports: dict[str, int] = {}
         for purpose, default in part.ports.items():
             preferred = [port for port in (old.ports.get(purpose, 0), default) if port]
-            ports[purpose] = processes.free_port(preferred, taken=taken | set(ports.values()))
+            ports[purpose], claimed = processes.free_port(preferred, taken=taken | set(ports.values()))
+            self.claims[part.name].append(claimed)
         log = state.folder(self.home) / "logs" / f"{part.name}.log"
-        self.begun[part.name] = self.begun.get(part.name, 0) + 1
+        again = part.name in self.begun
+        self.begun.append(part.name)
         self.records[part.name] = Record(ports=ports, log=str(log))
         command, variables = part.launch(ports)
         process = processes.spawn(command, home=self.home, part=part.name, environment=variables, log=log)
@@ -177,7 +198,6 @@ class _Launch:
         )
         state.save(self.home, self.records)
         self.pending[part.name] = process
-        again = self.begun[part.name] > 1
         self.tell(
             Event(kind="restarting" if again else "starting", part=part.name, title=part.title, log=str(log))
         )
@@ -212,8 +232,9 @@ class _Launch:
         _stop(self.home, part.name)
         ports = self.records[part.name].ports
         lost = [port for port in ports.values() if not processes.is_free(port)]
-        died_earlier = part.name not in self.begun
-        if not (lost or died_earlier) or self.begun.get(part.name, 0) >= _ATTEMPTS:
+        self.deaths[part.name] += 1
+        hopeless = part.name in self.begun and not lost
+        if hopeless or self.deaths[part.name] >= _ATTEMPTS:
             raise self._failure(part.name, "ended while starting")
         self._start(part)
         if part.name == "storage" and self.records["storage"].ports != ports:

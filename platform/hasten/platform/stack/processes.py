@@ -142,17 +142,33 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port(preferred: Iterable[int], *, taken: Collection[int]) -> int:
-    """The first free port of ``preferred`` that is not ``taken``, or any free one."""
+def claim(port: int) -> socket.socket | None:
+    """Keep other launchers on this machine off ``port`` until the result is closed; None if one was first.
+
+    A server binds its port seconds after it was found free. The claim is a name of the kernel's, not a file,
+    so it ends with the launcher however that ends.
+    """
+    claimed = socket.socket(socket.AF_UNIX)
+    if sys.platform == "linux":
+        try:
+            claimed.bind(f"\0hasten-port-{port}")
+        except OSError:
+            claimed.close()
+            return None
+    return claimed
+
+
+def free_port(preferred: Iterable[int], *, taken: Collection[int]) -> tuple[int, socket.socket]:
+    """The first free port of ``preferred`` that is not ``taken``, or any free one, with a claim on it."""
     for port in preferred:
-        if port not in taken and is_free(port):
-            return port
+        if port not in taken and is_free(port) and (claimed := claim(port)) is not None:
+            return port, claimed
     while True:
         with socket.socket() as probe:
             probe.bind((LOOPBACK, 0))
             port = int(probe.getsockname()[1])
-        if port not in taken:
-            return port
+        if port not in taken and (claimed := claim(port)) is not None:
+            return port, claimed
 
 
 def tail(log: Path, lines: int = 8) -> str:

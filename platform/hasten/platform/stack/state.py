@@ -100,7 +100,8 @@ def save(home: Path, records: dict[str, Record]) -> None:
 def locked(home: Path, *, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold this home's stack alone; another process waits. The lock ends with its holder, however it ends."""
     try:
-        file = (folder(home) / "lock").open("a")
+        # For reading, so that a stack can still be stopped after its disk became read-only.
+        file = os.fdopen(os.open(folder(home) / "lock", os.O_RDONLY | os.O_CREAT, 0o600))
     except OSError as error:
         raise Fault(f"HASTEN_HOME ({home})", f"cannot be written: {error.strerror}", REMEDY) from None
     with file:

@@ -228,9 +228,9 @@ def check_xattrs(folder: Path) -> None:
         if error.errno not in (errno.ENOTSUP, errno.EPERM, errno.ENOSYS, errno.E2BIG, errno.ENOSPC):
             raise
         raise ConfigError(
-            f"HASTEN_HOME ({folder.parent})",
-            f"the file system has no user extended attributes, which the embedded object store needs "
-            f"({error.strerror})",
+            "HASTEN_HOME",
+            f"the file system of {folder} has no user extended attributes, which the embedded object store "
+            f"needs ({error.strerror})",
             "Set HASTEN_HOME to a folder on ext4 or xfs, or storage.uri to an S3 bucket or a local folder.",
         ) from None
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import logging.handlers
 import os
@@ -85,6 +86,8 @@ def _fork(server: str, folder: Path) -> int:
 
     # It runs as its user already, who in a container may have no name to look up.
     wsgi.drop_privileges = lambda _: None
+    # By default two servers may share a port, and each gets some of the other's requests.
+    wsgi.listen = functools.partial(wsgi.listen, reuse_port=False)
     launcher = os.getpid()
     child = os.fork()
     if child:
