@@ -126,7 +126,7 @@ def test_a_sweep_is_one_parent_with_nested_children(swept: Any, stack: Services)
             assert len(run.data.metrics) <= 40
     images = [file.path for file in client.list_artifacts(children[0].info.run_id, "images")]
     for step in (0, 320, 640):
-        assert any(f"step%{step}%" in path and path.endswith(".png") for path in images), images
+        assert any(f"+step+{step}+" in path and path.endswith(".png") for path in images), images
     report = [file.path for file in client.list_artifacts(parent.info.run_id, "report")]
     assert "report/report.html" in report
     experiment = client.get_experiment(parent.info.experiment_id)

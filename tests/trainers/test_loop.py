@@ -88,7 +88,7 @@ def test_evaluation_grid_is_the_same_for_every_batch_size(batch: int, job_of: Jo
 
 
 def test_evaluation_judges_the_averaged_weights(job_of: JobOf) -> None:
-    """The first of `ema.stds` is the one that counts; the second average and the raw weights score otherwise."""
+    """The first of `ema.stds` counts; the second average and the raw weights score otherwise."""
     _, _, parts = recorded(job_of({"budget.images": 256}))
     judged = {point.step: point.metrics for point in parts.history if tracker.EVAL_LOSS in point.metrics}
     narrow, wide = parts.ema.networks

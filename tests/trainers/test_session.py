@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from hasten.trainers import config, data, session, tracker
 from hasten.trainers.checkpoints import RunStore
@@ -334,6 +335,18 @@ def test_job_is_small_and_free_of_secrets(job_of: JobOf, monkeypatch: pytest.Mon
     assert pickle.loads(content) == job
     assert len(content) < 10_000
     assert b"known-to-few" not in content
+
+
+def test_initial_weights_belong_to_the_seed(job_of: JobOf) -> None:
+    """Arms with one seed start from the same weights, and seeds are different starts."""
+
+    def start(changes: dict[str, Any]) -> torch.Tensor:
+        network = session.assemble(job_of(changes), Worker()).network
+        return torch.nn.utils.parameters_to_vector(network.parameters())
+
+    first = start({})
+    assert torch.equal(first, start({"optimizer.lr": 1.0, "curriculum": {"kind": "uniform"}}))
+    assert not torch.equal(first, start({"budget.seed": 1}))
 
 
 def test_resolved_recipe_gives_the_same_run(job_of: JobOf) -> None:
