@@ -253,8 +253,8 @@ def test_prefix_goes_before_every_key(recipe: dict[str, Any]) -> None:
     ("text", "value"),
     [
         ("3e-4", 3e-4),
-        ("3e4", 3e4),
-        ("+1e3", 1e3),
+        ("3e4", 30_000),
+        ("+1e3", 1_000),
         ("-2E-3", -2e-3),
         ("1.5e2", 150.0),
         (".5e1", 5.0),

@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 
 from hasten.platform.services import Services
+from hasten.platform.stack.processes import LOOPBACK
 from hasten.trainers.errors import ConfigError, Fault
 
 # What workers of a foreign cluster must know to find the object store and MLflow. Addresses only: their
@@ -36,6 +37,8 @@ def attach(services: Services) -> None:
         return
     where = f"Ray at {services.ray_address}"
     _knock(services.ray_address, where)
+    # Ray reads RAY_* variables when it is first imported, which may have been before they were set.
+    ray._raylet.Config.initialize("")
     with tempfile.TemporaryFile("w+") as chatter:
         try:
             with _stderr_into(chatter):
@@ -44,6 +47,8 @@ def attach(services: Services) -> None:
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                     runtime_env=_runtime_environment(services),
+                    # The local head is on loopback only, and so is whoever speaks to it.
+                    _node_ip_address=LOOPBACK if _is_local(services) else None,
                 )
         except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.RayError) as error:
             said = f"{error}\n{_text(chatter)}"
@@ -110,11 +115,14 @@ def _explain(where: str, error: Exception, said: str) -> ConfigError | Fault:
     )
 
 
+def _is_local(services: Services) -> bool:
+    return "RAY_AUTH_TOKEN_PATH" in services.environment
+
+
 def _runtime_environment(services: Services) -> dict[str, Any] | None:
-    local = "RAY_AUTH_TOKEN_PATH" in services.environment
     known = {name: services.environment[name] for name in _ADDRESSES if name in services.environment}
     # Workers of the local head inherit all of it; naming it again would cost each of them a second.
-    return None if local or not known else {"env_vars": known}
+    return None if _is_local(services) or not known else {"env_vars": known}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hasten.trainers.config import validate
 from hasten.trainers.errors import Fault
 from hasten.trainers.records import RunResult
 from hasten.trainers.store import Folder
@@ -43,13 +42,21 @@ class RunStore:
         self._folder = Folder(uri)
 
     def result(self) -> RunResult | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None.
+
+        Raises:
+            Fault: the result is damaged.
+        """
         content = self._folder.read(_RESULT)
-        return (
-            None
-            if content is None
-            else validate(RunResult, json.loads(content), prefix=f"{self.uri}/{_RESULT}: ")
-        )
+        if content is None:
+            return None
+        try:
+            return RunResult.model_validate_json(content)
+        except ValueError as error:
+            problem = f"is damaged: {str(error).splitlines()[0]}"
+            raise Fault(
+                f"{self.uri}/{_RESULT}", problem, "Delete it: the run's end is computed again."
+            ) from None
 
     def write_result(self, result: RunResult) -> None:
         self._folder.write(_RESULT, result.model_dump_json(indent=2).encode())
@@ -117,9 +124,15 @@ class RunStore:
         }
         self._folder.write(f"{place}/{_PAYLOAD}", payload)
         self._folder.write(f"{place}/{_MANIFEST}", json.dumps(manifest).encode())
-        for name in self._folder.names(_FOLDER)[:-_KEPT]:
-            self._folder.delete_folder(f"{_FOLDER}/{name}")
+        # Only whole checkpoints count; halves that are older than those kept go with the rest.
+        oldest_kept = self.checkpoints()[-_KEPT:][0]
+        for name in self._folder.names(_FOLDER):
+            if name < oldest_kept:
+                self._folder.delete_folder(f"{_FOLDER}/{name}")
         return f"{self.uri}/{place}"
+
+    def checkpoint_uri(self, name: str) -> str:
+        return f"{self.uri}/{_FOLDER}/{name}"
 
 
 class StoreWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,14 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
+    """``1e5`` without a point is the whole number that its writer means: a count may be written so."""
+    text = str(loader.construct_scalar(node))
+    if re.fullmatch(r"[-+]?\d{1,9}[eE]\+?\d{1,2}", text):
+        return int(float(text))
+    return float(loader.construct_yaml_float(node))
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
@@ -42,6 +51,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
@@ -136,7 +146,8 @@ def validate(model: type[Model], data: Any, *, prefix: str = "") -> Model:
         ConfigError: unknown or ill-typed keys, impossible values.
     """
     try:
-        return model.model_validate(data, strict=False)
+        # By way of JSON: strict about types there, but with lists for tuples and whole numbers for floats.
+        return model.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
         problems = [_key_and_problem(item, data) for item in error.errors()]
     subject, problem = problems[0]
@@ -146,6 +157,8 @@ def validate(model: type[Model], data: Any, *, prefix: str = "") -> Model:
 
 def _key_and_problem(item: Any, data: Any) -> tuple[str, str]:
     key, problem = _dotted(item["loc"], data), _problem(item)
+    if item["type"] == "union_tag_invalid":
+        key = f"{key}.kind" if key else "kind"
     if item["type"] == "value_error" and ": " in problem:
         # A rule over several keys names its key itself, relative to the block that it stands in.
         inner, _, problem = problem.partition(": ")
@@ -177,10 +190,9 @@ def _problem(item: Any) -> str:
         case "missing":
             return "is required"
         case "union_tag_invalid":
-            key = context["discriminator"]
-            return f"{key} must be one of {context['expected_tags']}, not {context['tag']!r}"
+            return f"must be one of {context['expected_tags']}, not {context['tag']!r}"
         case "union_tag_not_found":
-            return f"needs a {context['discriminator']}"
+            return "needs a kind"
         case "value_error":
             return str(context["error"])
         case _:

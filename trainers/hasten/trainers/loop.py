@@ -147,8 +147,6 @@ def train(
             continue
         elapsed = time.monotonic() - clock
         loss, seconds, stopping = agree(worker, squared_error, elapsed, stop())
-        if not np.isfinite(loss):
-            raise Fault("train/loss", f"is {loss} at image {parts.images}", "Try a lower optimizer.lr.")
         parts.seconds += seconds
         metrics = tell(
             parts,
@@ -273,7 +271,14 @@ def evaluate(
 
 
 def tell(parts: Parts, track: Tracker, step: int, metrics: dict[str, float]) -> dict[str, float]:
-    """Remember metrics for the result, send them on their way, and give them back."""
+    """Remember metrics for the result, send them on their way, and give them back.
+
+    Raises:
+        Fault: one of them is not a finite number: training diverged.
+    """
+    for key, value in metrics.items():
+        if not np.isfinite(value):
+            raise Fault(key, f"is {value} at image {step}", "Training diverged. Try a lower optimizer.lr.")
     parts.history.append(Point(step=step, metrics=metrics))
     track.metrics(metrics, step=step)
     return dict(metrics)

@@ -31,7 +31,11 @@ def noise(seed: int, stream: str, images: NDArray[np.int64], shape: tuple[int, .
     radius = np.sqrt(-2.0 * np.log(high))
     angle = 2.0 * np.pi * low
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-    return pairs.reshape(len(images), -1)[:, :size].reshape(len(images), *shape).astype(np.float32)
+    return (
+        pairs.reshape(len(images), 2 * words.shape[1])[:, :size]
+        .reshape(len(images), *shape)
+        .astype(np.float32)
+    )
 
 
 def uniform(seed: int, stream: str, images: NDArray[np.int64]) -> NDArray[np.float64]:

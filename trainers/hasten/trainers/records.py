@@ -12,7 +12,7 @@ RunStatus = Literal["finished", "failed", "stopped", "running"]
 class Point(BaseModel):
     """Metrics at one moment: ``step`` is images seen, on the nominal grid for evaluations."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     step: int
     metrics: dict[str, float]
@@ -27,7 +27,7 @@ class RunResult(BaseModel):
     what does not enter the fingerprint (versions, device, threads, world size).
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     run: str
     fingerprint: str

@@ -110,7 +110,10 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
         writer.close()
     if worker.is_first and parts.images >= job.spec.budget.images:
         measured = result(job, parts, worker=worker, resumed_from=resumed_from)
-        ending = {"checkpoint": checkpoint or latest, "wall_seconds": time.monotonic() - started}
+        ending = {
+            "checkpoint": checkpoint or (store.checkpoint_uri(latest) if latest else None),
+            "wall_seconds": time.monotonic() - started,
+        }
         store.write_result(measured.model_copy(update=ending))
 
 

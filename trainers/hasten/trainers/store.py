@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import pyarrow.fs as pafs
 
@@ -61,7 +62,7 @@ class Folder:
                 return
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.{os.getpid()}.part")
+            part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
             try:
                 with part.open("wb") as file:
                     file.write(content)
@@ -76,7 +77,9 @@ class Folder:
         """Names of the files and folders directly inside ``name``, sorted; empty where it does not exist."""
         selector = pafs.FileSelector(f"{self._root}/{name}".rstrip("/"), allow_not_found=True)
         with self._speaking():
-            return sorted(info.base_name for info in self._filesystem.get_file_info(selector))
+            found = self._filesystem.get_file_info(selector)
+            # A name with a dot in front is a file on its way, or what a killed process left of one.
+            return sorted(info.base_name for info in found if not info.base_name.startswith("."))
 
     def delete_folder(self, name: str) -> None:
         with self._speaking(), _ignoring_missing():
@@ -99,15 +102,17 @@ def _ignoring_missing() -> Iterator[None]:
 
 
 def _open(uri: str) -> tuple[pafs.FileSystem, str]:
-    parsed = urlparse(uri)
-    match parsed.scheme:
-        case "" | "file":
-            return pafs.LocalFileSystem(), str(Path(parsed.path or uri).absolute())
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    match scheme:
+        case "file":
+            return pafs.LocalFileSystem(), str(Path(unquote(rest)).absolute())
         case "s3":
-            if not parsed.netloc:
+            if not rest.partition("/")[0]:
                 raise ConfigError(uri, "names no bucket", "Write s3://BUCKET or s3://BUCKET/PREFIX.")
-            return _s3(), f"{parsed.netloc}{parsed.path}".rstrip("/")
-        case scheme:
+            return _s3(), rest.rstrip("/")
+        case _:
             raise ConfigError(
                 uri, f"storage of kind {scheme}:// is not supported", "Use s3://... or a folder."
             )

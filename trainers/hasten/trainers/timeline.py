@@ -18,13 +18,14 @@ def crossed(before: int, after: int, *, every: float, total: int) -> int | None:
     if after >= total:
         return total if before < total else None
     spacing = every * total
-    # Marks are rounded to whole images: the half makes the one just below a rounding boundary count.
-    return _newest(before, [round(int((after + 0.5) / spacing) * spacing)], after)
+    # Marks are rounded to whole images, so the next one may already lie at or before ``after``.
+    number = int(after / spacing)
+    return _newest(before, [round(number * spacing), round((number + 1) * spacing)], after)
 
 
 def reached(before: int, after: int, *, fractions: Sequence[float], total: int) -> int | None:
     """The newest of ``fractions`` of ``total`` that lies in (before, after], as images."""
-    return _newest(before, [round(fraction * total) for fraction in fractions], after)
+    return _newest(before, [max(1, round(fraction * total)) for fraction in fractions], after)
 
 
 def _newest(before: int, marks: Sequence[int], after: int) -> int | None:
