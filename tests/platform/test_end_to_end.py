@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
+from hasten.platform import importing, settings
 from hasten.platform.services import Services
+from hasten.platform.stack import launcher, processes
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
 from hasten.trainers import session
@@ -101,6 +104,12 @@ def trials_of(services: Services, study: str) -> tuple[Any, list[Any]]:
     children = [run for run in runs if run.data.tags["kind"] == "trial"]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     return parents[0], children
+
+
+@pytest.fixture(scope="module", autouse=True)
+def digits(stack: Services) -> None:
+    """The data set, so that tests may bind jobs before any command has run."""
+    importing.ensure("digits", stack.storage_uri)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +203,19 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(stack: Services, tmp_path: P
     finished = {name for name, job in jobs.items() if RunStore(job.uri).result()}
     assert len(finished) < len(jobs), "it was killed too late to prove anything"
 
-    answer = found(hasten("sweep", "demo", *options(changes), "--json"))
+    # The same command again; this time a trial's own process dies in the middle of it.
+    again = subprocess.Popen(
+        command("sweep", "demo", *options(changes), "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    wait_until(lambda: trial_processes() or again.poll() is not None)
+    for victim in trial_processes()[:1]:
+        victim.kill()
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0
+    answer = json.loads(output.splitlines()[-1])
     assert {trial["status"] for trial in answer["trials"]} == {"finished"}
     parent, children = trials_of(stack, "killed")
     assert sorted(run.info.run_name for run in children) == sorted(jobs)
@@ -297,6 +318,61 @@ def test_impossible_wishes_are_refused(
     assert message in done.stderr
     assert done.returncode == code
     assert "Traceback" not in done.stderr
+
+
+def test_an_mlflow_outage_costs_nothing(stack: Services) -> None:
+    run = {key.removeprefix("base."): value for key, value in TINY.items()}
+    run |= {"budget.images": 6400, "name": "outage"}
+    process = subprocess.Popen(
+        command("train", "digits-demo", *options(run), "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    wait_until(lambda: "to go" in process.stderr.readline())
+    part = next(part for part in launcher.status(settings.load()) if part.part == "tracking")
+    for server in [*psutil.Process(part.pid).children(recursive=True), psutil.Process(part.pid)]:
+        server.kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads(output.splitlines()[-1])["mlflow_run_id"] is None, "nobody could be asked"
+    answer = found(hasten("train", "digits-demo", *options(run), "--json"))
+    result = RunStore(f"{stack.storage_uri}/runs/{answer['run']}").result()
+    assert result is not None
+    client = MlflowClient(stack.tracking_uri)
+    kept = client.get_run(answer["mlflow_run_id"])
+    assert kept.info.status == "FINISHED"
+    for metric in ("eval/loss", "train/loss"):
+        history = client.get_metric_history(answer["mlflow_run_id"], metric)
+        assert sorted((point.step, point.value) for point in history) == result.series(metric)
+
+
+def test_no_secret_in_anything_that_was_written(swept: Any, stack: Services) -> None:
+    home = Path(os.environ["HASTEN_HOME"])
+    lines = (home / "credentials").read_text().splitlines()
+    secret = next(
+        line.partition("=")[2].strip() for line in lines if line.startswith("aws_secret_access_key")
+    )
+    token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text().strip()
+    assert len(secret) >= 16
+    known = {home / "credentials", Path(os.environ["RAY_AUTH_TOKEN_PATH"])}
+    places = [home, *Path("/tmp").glob("ray*"), *Path("/tmp").glob("hasten-*")]
+    found_in = [
+        str(path)
+        for place in places
+        for path in place.rglob("*")
+        if path.is_file() and path not in known and path.name != "proxy.conf"
+        for word in (secret, token)
+        if word.encode() in path.read_bytes()
+    ]
+    assert not found_in
+
+
+def trial_processes() -> list[psutil.Process]:
+    """The processes of this stack in which trials train."""
+    members = processes.members(Path(os.environ["HASTEN_HOME"]))
+    return [process for process in members if "ResourceTrainable" in " ".join(process.cmdline())]
 
 
 def wait_until(condition: Any, *, seconds: float = 240) -> None:

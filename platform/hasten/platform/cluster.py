@@ -13,14 +13,16 @@ from typing import IO, Any, Final
 
 import ray
 import ray.exceptions
+from ray._private import ray_constants
 
 from hasten.platform.services import Services
-from hasten.platform.stack.processes import LOOPBACK
 from hasten.trainers.errors import ConfigError, Fault
 
 # What workers of a foreign cluster must know to find the object store and MLflow. Addresses only: their
 # credentials are the cluster's own.
 _ADDRESSES: Final = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
+# Attempts to reach a cluster that listens but does not let us in; by itself Ray makes 20, of 40 s each.
+_ATTEMPTS: Final = 4
 _REFUSALS: Final = ("InvalidAuthToken", "Unauthenticated", "authentication")
 
 _log = logging.getLogger(__name__)
@@ -37,8 +39,7 @@ def attach(services: Services) -> None:
         return
     where = f"Ray at {services.ray_address}"
     _knock(services.ray_address, where)
-    # Ray reads RAY_* variables when it is first imported, which may have been before they were set.
-    ray._raylet.Config.initialize("")
+    _reread_variables(local=_is_local(services))
     with tempfile.TemporaryFile("w+") as chatter:
         try:
             with _stderr_into(chatter):
@@ -47,8 +48,6 @@ def attach(services: Services) -> None:
                     log_to_driver=False,
                     logging_level=logging.WARNING,
                     runtime_env=_runtime_environment(services),
-                    # The local head is on loopback only, and so is whoever speaks to it.
-                    _node_ip_address=LOOPBACK if _is_local(services) else None,
                 )
         except (ConnectionError, TimeoutError, RuntimeError, ray.exceptions.RayError) as error:
             said = f"{error}\n{_text(chatter)}"
@@ -97,6 +96,17 @@ def _knock(address: str, where: str) -> None:
             f"does not answer ({error.strerror or error})",
             "If it is the local one, run `hasten up`; else check ray.address and the network.",
         ) from None
+
+
+def _reread_variables(*, local: bool) -> None:
+    """Ray reads ``RAY_*`` variables when it is first imported, which may have been before they were set.
+
+    Its own token set-up refreshes the first of these in the same way. There is no public one.
+    """
+    ray._raylet.Config.initialize("")
+    ray_constants.NUM_REDIS_GET_RETRIES = _ATTEMPTS
+    if local:
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _explain(where: str, error: Exception, said: str) -> ConfigError | Fault:

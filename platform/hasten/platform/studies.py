@@ -98,7 +98,10 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
         console.print(f"{bound.name}: {len(left)} trials to run, {len(done)} finished already")
         console.print(f"watch it at {bound.tracking.link(bound.name)}", soft_wrap=True)
         try:
-            endings = execute(bound, left, track.run_id, console=console)
+            try:
+                endings = execute(bound, left, track.run_id, console=console)
+            except KeyboardInterrupt:  # SIGTERM, or a second Ctrl-C: whatever has no result is stopped
+                endings = {}
             settle(bound, endings, track.run_id)
             share_view(bound, image_step=max(trial.spec.budget.images for trial in plan.trials))
         except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,10 +20,12 @@ from hasten.platform.services import Services
 from hasten.platform.tracking import Tracking
 from hasten.trainers import local, session
 from hasten.trainers.checkpoints import RunStore
-from hasten.trainers.errors import Stopped
+from hasten.trainers.errors import Fault, Stopped
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker, Tracker
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -72,10 +75,15 @@ def outcome(job: Job, tracking: Tracking, identity: RunIdentity) -> dict[str, An
     """A finished run as the stable JSON of the command line."""
     result = RunStore(job.uri).result()
     assert result is not None, "a run that was not stopped has a result"
+    try:
+        mlflow_run_id = tracking.run_id(identity)
+    except Fault as fault:  # a tracking server that fails once training runs is no failure of the run
+        log.warning("%s; the next command tells it what it missed", fault)
+        mlflow_run_id = None
     return {
         "run": job.run,
         "fingerprint": job.fingerprint,
-        "mlflow_run_id": tracking.run_id(identity),
+        "mlflow_run_id": mlflow_run_id,
         "status": result.status,
         "images": result.images,
         "resumed_from": result.resumed_from,

@@ -78,8 +78,7 @@ def ray_driver() -> Change:
     """For a process that attaches to any Ray: what training and sweeps want of it."""
     return {
         **_ray_everywhere(),
-        # Say within seconds that a cluster is not there or refuses us; by itself Ray takes minutes.
-        "RAY_NUM_REDIS_GET_RETRIES": "5",
+        # Say soon that a cluster is not there or refuses us.
         "RAY_py_gcs_connect_timeout_s": "5",
     }
 
@@ -99,7 +98,7 @@ def ray_local(token: Path) -> Change:
 
 def ray_head(token: Path) -> Change:
     """For the local Ray head alone: the patience of ``ray_driver`` would be too short for its start."""
-    return {**ray_local(token), "RAY_NUM_REDIS_GET_RETRIES": None, "RAY_py_gcs_connect_timeout_s": None}
+    return {**ray_local(token), "RAY_py_gcs_connect_timeout_s": None}
 
 
 def loopback(environment: Mapping[str, str]) -> Change:
