@@ -101,9 +101,20 @@ def test_everything_listens_on_loopback_only(stack: Services) -> None:
     assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
-def test_ray_has_the_cpus_of_this_machine(stack: Services) -> None:
+def test_ray_has_the_cpus_of_this_machine_behind_its_token(
+    stack: Services, kept_environment: None, tmp_path: Path
+) -> None:
     from hasten.platform import cluster
 
+    token = os.environ["RAY_AUTH_TOKEN_PATH"]
+    (tmp_path / "token").write_text("0" * 64)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
+    with pytest.raises(ConfigError, match="refuses the token"):
+        cluster.attach(stack)
+    with pytest.raises(Fault, match="does not answer"):
+        cluster.attach(dataclasses.replace(stack, ray_address="127.0.0.1:1"))
+
+    os.environ["RAY_AUTH_TOKEN_PATH"] = token
     cluster.attach(stack)
     try:
         assert cluster.resources()["CPU"] == ray_head.num_cpus()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -172,12 +173,19 @@ def data_describe(name: str, json: Json = False) -> None:
 
 
 def console(json: bool) -> Console:
-    """Where people read: standard output, or standard error where a program reads the other one."""
-    return Console(stderr=json, highlight=False)
+    """Where people read: standard output, or standard error where a program reads the other one.
+
+    Of the processes that torchrun starts only the first one speaks.
+    """
+    return Console(stderr=json, highlight=False, quiet=not _speaks())
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def finish(found: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and _speaks():
         sys.stdout.write(json.dumps(found) + "\n")
 
 

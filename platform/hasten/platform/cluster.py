@@ -22,7 +22,7 @@ from hasten.trainers.errors import ConfigError, Fault
 # credentials are the cluster's own.
 _ADDRESSES: Final = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "MLFLOW_TRACKING_URI")
 # Attempts to reach a cluster that listens but does not let us in; by itself Ray makes 20, of 40 s each.
-_ATTEMPTS: Final = 4
+_ATTEMPTS: Final = 3
 _REFUSALS: Final = ("InvalidAuthToken", "Unauthenticated", "authentication")
 
 _log = logging.getLogger(__name__)
@@ -101,9 +101,10 @@ def _knock(address: str, where: str) -> None:
 def _reread_variables(*, local: bool) -> None:
     """Ray reads ``RAY_*`` variables when it is first imported, which may have been before they were set.
 
-    Its own token set-up refreshes the first of these in the same way. There is no public one.
+    Its own token set-up does the first of these. There is no public way.
     """
     ray._raylet.Config.initialize("")
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.NUM_REDIS_GET_RETRIES = _ATTEMPTS
     if local:
         ray_constants.ENABLE_RAY_CLUSTER = False

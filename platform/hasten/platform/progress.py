@@ -184,6 +184,7 @@ def _bars(console: Console, text: str) -> Progress:
         BarColumn(bar_width=_WIDTH),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("[dim]ETA"),
         TimeRemainingColumn(compact=True),
         TextColumn(text),
         console=console,

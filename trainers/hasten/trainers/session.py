@@ -115,6 +115,7 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
             "wall_seconds": time.monotonic() - started,
         }
         store.write_result(measured.model_copy(update=ending))
+    worker.agree(None)  # no rank returns before the result is there
 
 
 def retell(job: Job, track: Tracker) -> None:
