@@ -10,12 +10,14 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
+from urllib.parse import urlencode, urlsplit
 
 import ray
 import ray.exceptions
 from ray._private import ray_constants
 
 from hasten.platform.services import Services
+from hasten.platform.settings import home
 from hasten.trainers.errors import ConfigError, Fault
 
 # What workers of a foreign cluster must know to find the object store and MLflow. Addresses only: their
@@ -81,6 +83,19 @@ def round_trip() -> str:
 def resources() -> Mapping[str, float]:
     """What the whole cluster has, busy or not, by resource name (``CPU``, ``GPU``, ``memory`` in bytes)."""
     return dict(ray.cluster_resources())
+
+
+def scratch(services: Services) -> str:
+    """Where Ray keeps its own books on a run: a folder of this machine, or the bucket, which every host of
+    somebody else's cluster reaches. A URI as Ray's ``storage_path`` takes it; it holds no secret.
+    """
+    if _is_local(services) or not services.storage_uri.startswith("s3://"):
+        return str(home() / "ray")
+    options = {"allow_delayed_open": "true"}
+    if services.endpoint:
+        endpoint = urlsplit(services.endpoint)
+        options |= {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme}
+    return f"{services.storage_uri}/ray?{urlencode(options)}"
 
 
 def _knock(address: str, where: str) -> None:

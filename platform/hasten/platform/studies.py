@@ -171,7 +171,7 @@ def execute(bound: Sweep, left: Sequence[Trial], parent_run_id: str, *, console:
                 name=bound.name,
                 execution=bound.plan.study.execution,
                 open_tracker=trackers,
-                scratch=settings.home() / "ray" / "tune",
+                scratch=cluster.scratch(bound.services),
                 observe=board.observe,
                 hours=bound.plan.study.limits.hours,
             )

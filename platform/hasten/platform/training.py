@@ -126,7 +126,7 @@ def _on_ray(
             ray_train.fit(
                 job,
                 open_tracker=OpenRun(tracking, identity),
-                scratch=settings.home() / "ray" / "train",
+                scratch=cluster.scratch(services),
                 observe=bar.observe,
             )
     except KeyboardInterrupt:

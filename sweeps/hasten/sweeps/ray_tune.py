@@ -54,7 +54,7 @@ def execute(
     name: str,
     execution: StudyExecution,
     open_tracker: OpenTracker,
-    scratch: Path,
+    scratch: str,
     observe: Callable[[Event], None],
     hours: float | None = None,
 ) -> dict[str, State]:
@@ -65,7 +65,7 @@ def execute(
         name: the study's name.
         execution: how trials share the cluster.
         open_tracker: called with a trial's name in the process that trains it.
-        scratch: a folder for Tune's own bookkeeping; nothing in it is needed afterwards.
+        scratch: a folder or URI for Tune's own bookkeeping; nothing in it is needed afterwards.
         observe: told of every event, in the process that calls ``execute``.
         hours: stop starting and continuing trials after that long.
 
@@ -89,14 +89,17 @@ def execute(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=str(scratch),
+            storage_path=scratch,
             verbose=0,
             callbacks=[watcher],
             failure_config=tune.FailureConfig(max_failures=_RESTARTS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        ray_train.forget(scratch, name)
     return {trial: watcher.states.get(trial, "stopped") for trial in jobs}
 
 
@@ -129,7 +132,7 @@ def _trial_name(trial: Any) -> str:
 
 
 def _trainable(
-    jobs: Mapping[str, Job], execution: StudyExecution, open_tracker: OpenTracker, scratch: Path
+    jobs: Mapping[str, Job], execution: StudyExecution, open_tracker: OpenTracker, scratch: str
 ) -> Any:
     """What Tune starts for each trial, with the resources that it occupies."""
     if execution.workers == 1:
@@ -192,7 +195,7 @@ class TrialActor(tune.Trainable):  # type: ignore[misc]
 
 
 def _several_workers(
-    config: dict[str, Any], *, jobs: dict[str, Job], open_tracker: OpenTracker, scratch: Path
+    config: dict[str, Any], *, jobs: dict[str, Job], open_tracker: OpenTracker, scratch: str
 ) -> None:
     """A trial that is a driver: it starts the trainer and forwards its reports to Tune."""
     trial = config["trial"]
@@ -200,7 +203,7 @@ def _several_workers(
         ray_train.fit(
             jobs[trial],
             open_tracker=_Bound(open_tracker, trial),
-            scratch=scratch / "train",
+            scratch=scratch,
             callbacks=[TuneReportCallback()],
         )
         tune.report({"done": True, "state": "finished"})

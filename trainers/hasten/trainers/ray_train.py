@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -25,6 +24,7 @@ from hasten.trainers import session
 from hasten.trainers.errors import ConfigError, Fault, HastenError
 from hasten.trainers.loop import Report
 from hasten.trainers.session import Job
+from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker, Tracker
 from hasten.trainers.worker import Worker
 
@@ -36,7 +36,7 @@ def fit(
     job: Job,
     *,
     open_tracker: Callable[[], Tracker],
-    scratch: Path,
+    scratch: str,
     observe: Callable[[Report], None] | None = None,
     callbacks: Sequence[UserCallback] = (),
 ) -> None:
@@ -45,7 +45,7 @@ def fit(
     Args:
         job: what to train.
         open_tracker: called on rank 0, wherever Ray puts it.
-        scratch: a folder for Ray's own bookkeeping.
+        scratch: a folder or URI for Ray's own bookkeeping, which every node reaches.
         observe: told of every report, in the process that calls ``fit``.
         callbacks: further callbacks for Ray Train's controller.
 
@@ -54,6 +54,8 @@ def fit(
         HastenError: whatever ended the training.
     """
     require_room(job.spec.execution.workers, cpus=job.spec.execution.cpus, gpus=job.spec.execution.gpus)
+    # A name for each attempt: Ray's own resumption is not used, ours is exact.
+    name = f"{job.run}-{secrets.token_hex(4)}"
     with _listening(observe) as listeners:
         trainer = TorchTrainer(
             _train_on_worker,
@@ -64,8 +66,8 @@ def fit(
                 resources_per_worker=resources(job),
             ),
             run_config=RunConfig(
-                name=f"{job.run}-{secrets.token_hex(4)}",  # Ray's own resumption is not used: ours is exact
-                storage_path=str(scratch),
+                name=name,
+                storage_path=scratch,
                 failure_config=FailureConfig(max_failures=_RESTARTS),
                 callbacks=[*callbacks, *listeners],
             ),
@@ -74,6 +76,13 @@ def fit(
             trainer.fit()
         except TrainingFailedError as error:
             raise _cause(error, job) from error
+        finally:
+            forget(scratch, name)
+
+
+def forget(scratch: str, name: str) -> None:
+    """Remove Ray's books on a run that is over; ``scratch`` as Ray's ``storage_path`` takes it."""
+    Folder(scratch.partition("?")[0]).delete_folder(name)
 
 
 def resources(job: Job) -> dict[str, float]:
