@@ -45,7 +45,7 @@ BAD_INPUT: list[tuple[list[str], str]] = [
     (["sweep", "paper", "-s", "seeds=[0, 0]"], "seeds: each may appear once"),
     (["sweep", "paper", "-s", "arms.clts.curriculum.mu=7"], "arms.clts.curriculum.mu: must be less"),
     (["retrain", "nothing"], "no such pipeline"),
-    (["retrain", "digits", "-s", "gate.mode=best"], "gate.mode: must be 'min' or 'max'"),
+    (["retrain", "digits", "-s", "gate.mode=best"], "gate.mode: must be 'min'"),
     (["frobnicate"], "No such command"),
     (["train"], "Missing argument"),
 ]

@@ -130,11 +130,12 @@ def compare(
 @app.command(rich_help_panel="Keep models fresh")
 def retrain(pipeline: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
     """One idempotent tick: train on the current data if something changed, promote if it is better."""
-    from hasten.platform import retraining
+    from hasten.platform import pipeline as pipelines
 
-    found = retraining.tick(
-        pipeline, config.parse_overrides(set or []), dry_run=dry_run, console=console(json)
-    )
+    spec = pipelines.load(pipeline, config.parse_overrides(set or []))
+    from hasten.platform import retraining  # with torch and MLflow: not for a file with a mistake in it
+
+    found = retraining.tick(spec, dry_run=dry_run, console=console(json))
     console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
     finish(found, json)
 

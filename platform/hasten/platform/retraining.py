@@ -18,38 +18,17 @@ from rich.console import Console
 from hasten.platform import importing, settings, training
 from hasten.platform.connection import connected
 from hasten.platform.locks import Busy, only_one
+from hasten.platform.pipeline import Pipeline
 from hasten.platform.registry import Registry, Version
-from hasten.sweeps.comparison import Mode
-from hasten.trainers import config, export, session, specs
-from hasten.trainers.config import Spec
+from hasten.trainers import export, session, specs
 from hasten.trainers.data import BUILT_IN
 from hasten.trainers.session import Job
-from hasten.trainers.specs import Name
 from hasten.trainers.tracker import EVAL_LOSS
-
-PIPELINES: Final = Path(__file__).with_name("pipelines")
 
 _KEY: Final = "hasten.retrain.key"
 _DECISION: Final = "hasten.retrain.decision"
 _REASON: Final = "hasten.retrain.reason"
 _RUN_URI: Final = "hasten.run_uri"
-
-
-class Gate(Spec):
-    """A challenger becomes champion when its held-out loss on the current data is lower."""
-
-    metric: Literal["eval/loss"] = EVAL_LOSS
-    mode: Mode = "min"
-
-
-class Pipeline(Spec):
-    """What to keep fresh. See ``pipelines/`` for an example."""
-
-    name: Name
-    recipe: str
-    overrides: dict[str, Any] = {}
-    model: Name
-    gate: Gate = Gate()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +40,14 @@ class Decision:
     version: str | None = None
 
 
-def tick(pipeline: str, overrides: dict[str, Any], *, dry_run: bool, console: Console) -> dict[str, Any]:
+def tick(spec: Pipeline, *, dry_run: bool, console: Console) -> dict[str, Any]:
     """Bring a pipeline up to date; what ``hasten retrain --json`` prints.
 
     Raises:
-        ConfigError: no such pipeline, unknown or ill-typed keys, impossible values.
+        ConfigError: unknown or ill-typed keys of its recipe, impossible values.
         Stopped: a signal ended the training; the next tick goes on.
         Fault: a service failed.
     """
-    path = config.find(pipeline, PIPELINES, "pipeline")
-    spec = config.validate(Pipeline, config.override(config.read_yaml(path), overrides))
     run = specs.load(spec.recipe, spec.overrides)
     services = connected(console, tracking=True)
     if run.data.source in BUILT_IN and not dry_run:

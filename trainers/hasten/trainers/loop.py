@@ -112,9 +112,8 @@ def train(
         # This rank's share of the global batch: its images, their noise, their timesteps.
         places = share(batch, worker)
         images = before + places
-        clean = (
-            parts.pixels[data_order(seed, images, len(parts.pixels)).to(worker.device)].float() / 127.5 - 1.0
-        )
+        chosen = data_order(seed, images, len(parts.pixels)).to(worker.device)
+        clean = parts.pixels[chosen].float() / 127.5 - 1.0
         eps = torch.from_numpy(randomness.noise(seed, "noise", images, clean.shape[1:])).to(worker.device)
         t = draw(
             curriculum.pmf(spec.curriculum, progress, parts.alphas_bar),
@@ -125,10 +124,9 @@ def train(
         # differ by one image: dividing by the mean share gives the mean over the global batch.
         signal, sigma, weight = coefficients(spec, parts.alphas_bar, t, worker.device)
         parts.optimizer.zero_grad(set_to_none=True)
+        noisy, steps = signal * clean + sigma * eps, torch.from_numpy(t).to(worker.device)
         with torch.autocast(worker.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            predicted = parts.model(
-                signal * clean + sigma * eps, torch.from_numpy(t).to(worker.device)
-            ).sample
+            predicted = parts.model(noisy, steps).sample
         error = (predicted.float() - eps).square().mean(dim=(1, 2, 3)) * (1.0 if worker.rank < batch else 0.0)
         (weight * error).sum().div(batch / worker.world_size).backward()
         squared_error += error.detach().sum()

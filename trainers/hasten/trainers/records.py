@@ -12,7 +12,7 @@ RunStatus = Literal["finished", "failed", "stopped", "running"]
 class Point(BaseModel):
     """Metrics at one moment: ``step`` is images seen, on the nominal grid for evaluations."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     step: int
     metrics: dict[str, float]
@@ -27,7 +27,7 @@ class RunResult(BaseModel):
     what does not enter the fingerprint (versions, device, threads, world size).
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     run: str
     fingerprint: str
