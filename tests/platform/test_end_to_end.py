@@ -124,6 +124,7 @@ def test_a_sweep_is_one_parent_with_nested_children(swept: Any, stack: Services)
     assert answer["status"] == "finished"
     assert [trial["status"] for trial in answer["trials"]] == ["finished"] * 6
     parent, children = trials_of(stack, "small")
+    children = [run for run in children if run.data.tags["hasten.seed"] in "012"]  # another test adds a seed
     assert parent.info.status == "FINISHED"
     assert parent.info.run_id == answer["mlflow_run_id"]
     assert {run.info.status for run in children} == {"FINISHED"}
