@@ -123,9 +123,9 @@ class Board:
             return
         if trial not in self._tasks:
             self._tasks[trial] = self._bars.add_task(f"  {trial}", total=report.total, text="")
-        text = f"eval/loss {report.metrics[EVAL_LOSS]:.4f}" if EVAL_LOSS in report.metrics else None
-        fields = {"text": text} if text else {}
-        self._bars.update(self._tasks[trial], completed=report.images, **fields)  # type: ignore[arg-type]
+        self._bars.update(self._tasks[trial], completed=report.images)
+        if EVAL_LOSS in report.metrics:
+            self._bars.update(self._tasks[trial], text=f"eval/loss {report.metrics[EVAL_LOSS]:.4f}")
         self._bars.update(self._overall, completed=sum(self._seen.values()))
 
     def _end(self, event: Event) -> None:

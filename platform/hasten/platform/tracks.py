@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Server(TrialDoor, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Tracks:
+class Tracks(ABC):
     """Where runs are tracked. A plain value: it pickles, and holds neither a secret nor a connection.
 
     ``spool`` is a folder of this machine. ``close_seconds`` bounds how long a tracker's ``close`` waits.
@@ -58,8 +59,9 @@ class Tracks:
     spool: Path
     close_seconds: float = 30.0
 
+    @abstractmethod
     def _server(self) -> Server:
-        raise NotImplementedError
+        """A door to the server, made anew for each call so that the value stays plain."""
 
     def __post_init__(self) -> None:
         check_uri(self.uri)
