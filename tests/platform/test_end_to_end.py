@@ -231,6 +231,23 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(stack: Services, tmp_path: P
         assert sorted(steps) == [step for step, _ in result.series("eval/loss")], "no gap and no duplicate"
 
 
+def test_a_sweep_stopped_by_sigterm_says_so_and_ends_its_runs(stack: Services) -> None:
+    changes = {**TINY, "base.budget.images": 2560, "name": "terminated", "seeds": "[0, 1]"}
+    process = subprocess.Popen(command("sweep", "demo", *options(changes)), stderr=subprocess.PIPE, text=True)
+    jobs = [session.job(t.spec, stack.storage_uri) for t in plans.plan(load("demo", changes)).trials]
+    wait_until(lambda: any(RunStore(job.uri).result() for job in jobs) or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 3, errors
+    assert "The same command goes on" in errors
+    parent, children = trials_of(stack, "terminated")
+    finished = sum(RunStore(job.uri).result() is not None for job in jobs)
+    assert finished < len(jobs), "it was stopped too late to prove anything"
+    assert [run.info.status for run in children].count("FINISHED") == finished
+    assert {parent.info.status, *(run.info.status for run in children)} <= {"FINISHED", "KILLED"}
+    assert parent.info.status == "KILLED"
+
+
 def test_trials_of_two_workers_run_by_ray_train(stack: Services) -> None:
     changes = {**TINY, "name": "wide", "arms": "{baseline: {}}", "seeds": "[0]", "execution.workers": 2}
     answer = found(hasten("sweep", "demo", *options(changes), "--json"))

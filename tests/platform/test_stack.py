@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -59,9 +59,9 @@ def wait_for(process: subprocess.Popen[str], line: str) -> None:
     pytest.fail(f"{line!r} never came: {process.communicate()}")
 
 
-def eventually(condition: object, seconds: float = 60) -> None:
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -42,6 +44,7 @@ def attach(services: Services) -> None:
     where = f"Ray at {services.ray_address}"
     _knock(services.ray_address, where)
     _reread_variables(local=_is_local(services))
+    on_terminate = signal.getsignal(signal.SIGTERM)
     with tempfile.TemporaryFile("w+") as chatter:
         try:
             with _stderr_into(chatter):
@@ -56,6 +59,9 @@ def attach(services: Services) -> None:
             _log.debug("%s said: %s", where, said)
             raise _explain(where, error, said) from None
         _log.debug("%s said: %s", where, _text(chatter))
+    # Ray has put its own handler there, which exits without letting a command end its runs.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
 
 
 def detach() -> None:

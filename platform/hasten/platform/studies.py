@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,19 @@ class Sweep:
     tracking: Tracking
     jobs: Mapping[str, Job]
     parent: RunIdentity
+    _known: dict[str, RunResult] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
         return self.plan.study.name
 
     def results(self) -> dict[str, RunResult]:
-        """The results that the store has, by trial."""
-        found = {name: RunStore(job.uri).result() for name, job in self.jobs.items()}
-        return {name: result for name, result in found.items() if result is not None}
+        """The results that the store has, by trial; a result never changes, so each is read once."""
+        for name in self.jobs.keys() - self._known.keys():
+            result = RunStore(self.jobs[name].uri).result()
+            if result is not None:
+                self._known[name] = result
+        return {name: self._known[name] for name in self.jobs if name in self._known}
 
     def identity(self, trial: Trial, parent_run_id: str) -> RunIdentity:
         return identities.trial(trial, self.jobs[trial.name], study=self.name, parent_run_id=parent_run_id)
@@ -100,14 +104,16 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], Comparison |
         try:
             try:
                 endings = execute(bound, left, track.run_id, console=console)
-            except KeyboardInterrupt:  # SIGTERM, or a second Ctrl-C: whatever has no result is stopped
-                endings = {}
+            except KeyboardInterrupt:  # SIGTERM, or a second Ctrl-C
+                endings = {trial.name: "stopped" for trial in left}
             settle(bound, endings, track.run_id)
             share_view(bound, image_step=max(trial.spec.budget.images for trial in plan.trials))
         except BaseException:
             track.close("stopped")
             raise
-        stopped = [name for name, state in endings.items() if state == "stopped"]
+        # A trial may have written its result just before it was stopped: the store decides.
+        done = bound.results()
+        stopped = [name for name, state in endings.items() if state == "stopped" and name not in done]
         failed = [name for name, state in endings.items() if state == "failed"]
         compared = comparison_of(bound)
         if compared is not None and not stopped:

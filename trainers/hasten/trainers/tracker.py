@@ -22,7 +22,6 @@ TRAIN_GRAD_NORM: Final = "train/grad_norm"
 EVAL_LOSS: Final = "eval/loss"
 EVAL_FRECHET: Final = "eval/frechet"
 IMAGES_PER_SECOND: Final = "perf/images_per_second"
-IMAGES_TO_TARGET: Final = "eval/images_to_target"
 FIXED_NOISE_GRID: Final = "samples/fixed_noise"
 RESOLVED_CONFIG: Final = "config/resolved.yaml"
 
