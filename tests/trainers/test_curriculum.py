@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -9,13 +8,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from hasten.trainers.curriculum import Curriculum, gaussian_share, pmf
-from hasten.trainers.diffusion import Ddpm, alphas_bar
+from hasten.trainers.curriculum import Clusters, Curriculum, adaptive, constant, corrects, pmf, share, stages
+from hasten.trainers.diffusion import Ddpm, Diffusion, Edm, Flow, alphas_bar
 
 COSINE = alphas_bar(Ddpm(kind="ddpm", schedule="cosine", timesteps=1000))
 LINEAR = alphas_bar(Ddpm(kind="ddpm", schedule="linear", timesteps=1000))
+EDM = alphas_bar(Edm(kind="edm"))
+FLOW = alphas_bar(Flow(kind="flow"))
+SHIFTED = alphas_bar(Flow(kind="flow", shift=3.0))
+GRIDS = {"linear": LINEAR, "cosine": COSINE, "edm": EDM, "flow": FLOW, "shifted": SHIFTED}
 NUM_TIMESTEPS = 1000
+# One of every kind, none with the numbers that make mistakes cancel (a width of 1, a centre of 0).
+EVERY_KIND: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "clts": {"sigma": 0.2},
+    "reverse": {"sigma": 0.2},
+    "static": {"sigma": 0.2},
+    "shuffled": {"sigma": 0.2, "permutation_seed": 5},
+    "return": {"sigma": 0.2, "ramp": 0.4, "hold": 0.1, "end": 0.8},
+    "two_phase": {"switch": 0.6, "std": 0.7},
+    "speed": {},
+    "edm_lognormal": {},
+    "logit_normal": {"mean": 0.3, "std": 0.8},
+    "mode": {},
+    "cosmap": {},
+    "beta": {},
+    "laplace": {"mu": 0.5, "scale": 0.75},
+    "second_moment": {},
+    "clusters": {},
+}
 ADAPTER: TypeAdapter[Curriculum] = TypeAdapter(Curriculum)
+PROCESSES: TypeAdapter[Diffusion] = TypeAdapter(Diffusion)
 
 
 def spec(kind: str, **fields: Any) -> Curriculum:
@@ -39,65 +62,97 @@ def entropy(p: np.ndarray) -> float:
     return float(-(positive * np.log(positive)).sum())
 
 
-def assert_prints_as(value: float, printed: str) -> None:
-    """``value`` rounds to ``printed``, which may have an exponent."""
-    unit = 10.0 ** int(Decimal(printed).as_tuple().exponent)
-    assert abs(value - float(printed)) <= 0.5 * unit * (1.0 + 1e-9), (value, printed)
+def test_every_kind_is_tested_here() -> None:
+    schema = ADAPTER.json_schema()
+    assert schema["discriminator"]["mapping"].keys() == EVERY_KIND.keys()
 
 
-@pytest.mark.parametrize(
-    ("sigma", "at_0", "at_300", "at_700", "at_999", "below_600"),
-    [
-        (0.15, "0.37", "2.72", "0.078", "1e-4", ".977"),
-        (0.2, "0.69", "2.14", "0.289", ".005", ".928"),
-        (0.3, "0.97", "1.60", "0.657", ".106", ".821"),
-        (0.5, "1.03", "1.24", "0.898", ".465", ".700"),
-        (1.0, "1.01", "1.06", "0.979", ".831", ".627"),
-    ],
-)
-def test_table_of_the_gaussian_relative_to_uniform(
-    sigma: float, at_0: str, at_300: str, at_700: str, at_999: str, below_600: str
-) -> None:
-    p = pmf(clts(sigma=sigma), 1.0, COSINE)
-    for t, printed in ((0, at_0), (300, at_300), (700, at_700), (999, at_999)):
-        assert_prints_as(NUM_TIMESTEPS * p[t], printed)
-    assert_prints_as(p[:600].sum(), below_600)
+UNIT = st.floats(0.0, 1.0)
+CENTRE = st.floats(-100.0, 100.0)  # far beyond every grid too
+WIDTH = st.floats(-8.0, 2.0).map(lambda exponent: 10.0**exponent)  # far below the distance of two levels too
+GAUSSIAN = {
+    "mu": UNIT,
+    "sigma": WIDTH.filter(lambda width: width <= 10.0),
+    "coordinate": st.sampled_from(["timestep", "noise_variance", "noise_rate"]),
+}
+ON_UNIT = {"coordinate": st.sampled_from(["flow", "timestep"])}
+FIELDS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "static": {**GAUSSIAN, "weight": UNIT},
+    "two_phase": {**ON_UNIT, "mean": CENTRE, "std": WIDTH, "switch": UNIT},
+    "speed": {"factor": WIDTH, "tau": UNIT, "pairing": st.booleans()},
+    "edm_lognormal": {"p_mean": CENTRE, "p_std": WIDTH},
+    "logit_normal": {**ON_UNIT, "mean": CENTRE, "std": WIDTH},
+    "mode": {**ON_UNIT, "scale": st.floats(-1.0, 1.75)},
+    "cosmap": ON_UNIT,
+    "beta": {**ON_UNIT, "alpha": st.floats(1e-3, 10.0)},
+    "laplace": {"mu": CENTRE, "scale": WIDTH},
+    "clusters": {"clusters": st.integers(2, 50), "coordinate": st.sampled_from(["timestep", "log_snr"])},
+}
 
 
 @st.composite
 def curricula(draw: st.DrawFn) -> Curriculum:
-    kind = draw(st.sampled_from(["uniform", "clts", "reverse", "static"]))
-    if kind == "uniform":
-        return spec("uniform")
-    unit = st.floats(0.0, 1.0)
-    fields: dict[str, Any] = {
-        "mu": draw(unit),
-        # Down to widths far below the distance between two timesteps.
-        "sigma": 10.0 ** draw(st.floats(-8.0, 1.0)),
-        "coordinate": draw(st.sampled_from(["timestep", "noise_variance", "noise_rate"])),
-    }
-    if kind == "static":
-        return spec(kind, **fields, weight=draw(unit))
-    start = draw(st.floats(0.0, 0.99))
-    ramp = draw(st.floats(start, 1.0, exclude_min=True).filter(lambda value: value > 0.0))
-    return spec(kind, **fields, start=start, ramp=ramp, peak=draw(unit))
+    kind = draw(st.sampled_from(sorted(EVERY_KIND)))
+    if kind not in ("clts", "reverse", "shuffled", "return"):
+        return spec(kind, **{key: draw(values) for key, values in FIELDS.get(kind, {}).items()})
+    fields: dict[str, Any] = {key: draw(values) for key, values in GAUSSIAN.items()}
+    start = draw(st.floats(0.0, 0.49))
+    ramp = draw(st.floats(start, 0.5 if kind == "return" else 1.0, exclude_min=True).filter(bool))
+    if kind == "return":
+        fields |= {"hold": draw(st.floats(0.0, 0.2)), "end": draw(st.floats(0.71, 1.0))}
+    return spec(kind, **fields, start=start, ramp=ramp, peak=draw(UNIT))
 
 
 @given(
     curriculum=curricula(),
     progress=st.sampled_from([-1.0, 0.0, 1.0, 1.7]) | st.floats(-2.0, 3.0),
-    schedule=st.sampled_from(["linear", "cosine"]),
+    process=st.sampled_from(
+        [
+            {"kind": "ddpm", "schedule": "linear"},
+            {"kind": "ddpm", "schedule": "cosine"},
+            {"kind": "edm"},
+            {"kind": "edm", "sigma_min": 1e-12, "sigma_max": 1e12},
+            {"kind": "flow"},
+            {"kind": "flow", "shift": 3.0},
+        ]
+    ),
     timesteps=st.sampled_from([2, 3, 10, 1000]),
 )
 def test_pmf_is_a_distribution(
-    curriculum: Curriculum, progress: float, schedule: str, timesteps: int
+    curriculum: Curriculum, progress: float, process: dict[str, Any], timesteps: int
 ) -> None:
-    signal = alphas_bar(Ddpm.model_validate({"kind": "ddpm", "schedule": schedule, "timesteps": timesteps}))
+    signal = alphas_bar(PROCESSES.validate_python(process | {"timesteps": timesteps}))
     p = pmf(curriculum, progress, signal)
+    assert p.dtype == np.float64
     assert p.shape == (timesteps,)
     assert np.isfinite(p).all()
     assert (p >= 0.0).all()
     assert p.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_kind_on_every_process(kind: str, grid: str) -> None:
+    curriculum = spec(kind, **EVERY_KIND[kind])
+    densities = [pmf(curriculum, progress, GRIDS[grid]) for progress in np.linspace(-0.5, 1.5, 41)]
+    for p in densities:
+        assert (np.isfinite(p) & (p >= 0.0)).all()
+        assert p.sum() == pytest.approx(1.0, abs=1e-12)
+    moves = any(not np.array_equal(p, densities[0]) for p in densities[1:])
+    # What a caller may keep is what does not move.
+    assert constant(curriculum) == (not moves and not adaptive(curriculum))
+    assert np.array_equal(densities[0], pmf(curriculum, 0.0, GRIDS[grid]))
+    assert np.array_equal(densities[-1], pmf(curriculum, 1.0, GRIDS[grid]))
+
+
+def test_which_adapt_and_which_correct() -> None:
+    kinds = {kind: spec(kind, **fields) for kind, fields in EVERY_KIND.items()}
+    assert {kind for kind, curriculum in kinds.items() if adaptive(curriculum)} == {
+        "second_moment",
+        "clusters",
+    }
+    assert {kind for kind, curriculum in kinds.items() if corrects(curriculum)} == {"second_moment"}
+    assert {curriculum.draws for curriculum in kinds.values()} == {"stratified"}
 
 
 @pytest.mark.parametrize("coordinate", ["timestep", "noise_variance", "noise_rate"])
@@ -177,11 +232,11 @@ def test_static_is_the_time_average_of_clts(ramp: float) -> None:
 
 
 def test_default_weight_of_static_is_clts_with_ramp_1() -> None:
-    assert gaussian_share(spec("static", sigma=0.2), 0.0) == 0.5
+    assert share(spec("static", sigma=0.2), 0.0) == 0.5
 
 
 @pytest.mark.parametrize(
-    ("fields", "progress", "share"),
+    ("fields", "progress", "expected"),
     [
         ({}, 0.0, 0.0),
         ({}, 0.3, 0.3),
@@ -199,11 +254,11 @@ def test_default_weight_of_static_is_clts_with_ramp_1() -> None:
         ({"peak": 0.0}, 1.0, 0.0),
     ],
 )
-def test_share_of_the_gaussian(fields: dict[str, float], progress: float, share: float) -> None:
-    assert gaussian_share(clts(**fields), progress) == pytest.approx(share)
+def test_share_of_the_gaussian(fields: dict[str, float], progress: float, expected: float) -> None:
+    assert share(clts(**fields), progress) == pytest.approx(expected)
     peak = fields.get("peak", 1.0)
-    reverse = gaussian_share(spec("reverse", sigma=0.2, **fields), progress)
-    assert reverse == pytest.approx(peak - share)
+    reverse = share(spec("reverse", sigma=0.2, **fields), progress)
+    assert reverse == pytest.approx(peak - expected)
 
 
 def test_peak_keeps_a_uniform_floor() -> None:
@@ -228,6 +283,83 @@ def test_no_atoms_at_the_ends(kind: str, mu: float) -> None:
         assert p[-1] == pytest.approx(p[-2], rel=0.01)
 
 
+def test_shuffled_deals_out_the_same_probabilities() -> None:
+    """The placebo: as far from uniform as CLTS at every moment, but with no meaning to which timesteps."""
+    for progress in (0.0, 0.4, 1.0):
+        shuffled = pmf(spec("shuffled", sigma=0.2, permutation_seed=1), progress, COSINE)
+        np.testing.assert_array_equal(np.sort(shuffled), np.sort(pmf(clts(), progress, COSINE)))
+    ones = [pmf(spec("shuffled", sigma=0.2, permutation_seed=seed), 1.0, COSINE) for seed in range(20)]
+    correlations = np.corrcoef([*ones, pmf(clts(), 1.0, COSINE)]) - np.eye(21)
+    assert np.abs(correlations).max() < 4.5 / np.sqrt(1000)
+    # The permutation is the same all along: what moves is the share.
+    half = pmf(spec("shuffled", sigma=0.2), 0.5, COSINE)
+    full = pmf(spec("shuffled", sigma=0.2), 1.0, COSINE)
+    np.testing.assert_allclose(half, 0.5e-3 + 0.5 * full, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        (0.0, 0.0),
+        (0.2, 0.5),
+        (0.4, 1.0),
+        (0.45, 1.0),
+        (0.5, 1.0),
+        (0.65, 0.5),
+        (0.8, 0.0),
+        (1.0, 0.0),
+        (2.0, 0.0),
+    ],
+)
+def test_return_goes_up_stays_and_comes_back(progress: float, expected: float) -> None:
+    curriculum = spec("return", sigma=0.2, ramp=0.4, hold=0.1, end=0.8)
+    assert share(curriculum, progress) == pytest.approx(expected)
+    assert share(spec("return", sigma=0.2, ramp=0.4, hold=0.1, end=0.8, peak=0.5), progress) == pytest.approx(
+        0.5 * expected
+    )
+
+
+def test_return_is_clts_until_it_turns() -> None:
+    for progress in (0.0, 0.1, 0.5):
+        np.testing.assert_array_equal(
+            pmf(spec("return", sigma=0.2), progress, COSINE), pmf(clts(ramp=0.5), progress, COSINE)
+        )
+    np.testing.assert_allclose(pmf(spec("return", sigma=0.2), 1.0, COSINE), 1e-3, rtol=1e-12)
+
+
+def test_two_phase_is_middle_biased_then_uniform() -> None:
+    curriculum = spec("two_phase", switch=0.6)
+    middle = pmf(spec("logit_normal", coordinate="timestep"), 0.0, COSINE)
+    np.testing.assert_array_equal(pmf(curriculum, 0.599, COSINE), middle)
+    np.testing.assert_array_equal(pmf(curriculum, 0.6, COSINE), np.full(1000, 1e-3))
+    assert middle.argmax() in (499, 500)
+    np.testing.assert_allclose(middle, middle[::-1], rtol=1e-9)
+
+
+def test_stages_of_the_clusters() -> None:
+    plain = Clusters(kind="clusters")
+    np.testing.assert_array_equal(stages(plain, COSINE), np.arange(50, 1001, 50))
+    by_snr = stages(Clusters(kind="clusters", clusters=4, coordinate="log_snr"), EDM)
+    np.testing.assert_array_equal(by_snr, [250, 500, 750, 1000])  # EDM's levels are even in log SNR
+    for signal in GRIDS.values():
+        for coordinate in ("timestep", "log_snr"):
+            for clusters in (2, 7, 30):
+                for every in (1, 100, 400):
+                    sizes = stages(
+                        Clusters.model_validate(
+                            {"kind": "clusters", "clusters": clusters, "coordinate": coordinate}
+                        ),
+                        signal[::every],
+                    )
+                    assert sizes.shape == (clusters,)
+                    assert sizes[0] >= 1
+                    assert sizes[-1] == len(signal[::every])
+                    assert (np.diff(sizes) >= 0).all()
+    first = pmf(plain, 0.7, COSINE)
+    np.testing.assert_array_equal(first[:950], 0.0)
+    np.testing.assert_allclose(first[950:], 0.02)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -242,6 +374,20 @@ def test_no_atoms_at_the_ends(kind: str, mu: float) -> None:
         {"kind": "static", "sigma": 0.2, "ramp": 0.5},
         {"kind": "uniform", "mu": 0.3},
         {"kind": "clts", "sigma": 0.2, "coordinate": "snr"},
+        {"kind": "shuffled", "sigma": 0.2, "permutation_seed": -1},
+        {"kind": "return", "sigma": 0.2, "ramp": 0.5, "hold": 0.5},
+        {"kind": "return", "sigma": 0.2, "ramp": 0.5, "end": 0.5},
+        {"kind": "edm_lognormal", "p_std": 0.0},
+        {"kind": "logit_normal", "coordinate": "log_snr"},
+        {"kind": "mode", "scale": 1.76},
+        {"kind": "mode", "scale": -1.1},
+        {"kind": "beta", "alpha": 0.0},
+        {"kind": "laplace", "scale": -1.0},
+        {"kind": "speed", "tau": 1.5},
+        {"kind": "second_moment", "history": 0},
+        {"kind": "clusters", "clusters": 1},
+        {"kind": "clusters", "patience": 0.0},
+        {"kind": "uniform", "draws": "antithetic"},
     ],
 )
 def test_impossible_curricula_are_refused(fields: dict[str, Any]) -> None:
