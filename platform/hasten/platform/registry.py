@@ -41,9 +41,13 @@ class Registry:
 
     def champion(self) -> Version | None:
         """The version that carries the alias ``champion``."""
+        return self.aliased(CHAMPION)
+
+    def aliased(self, alias: str) -> Version | None:
+        """The version that carries an alias."""
         with self._speaking():
             try:
-                return _version(self._client().get_model_version_by_alias(self.model, CHAMPION))
+                return _version(self._client().get_model_version_by_alias(self.model, alias))
             except MlflowException as error:
                 if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     return None

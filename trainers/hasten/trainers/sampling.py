@@ -1,68 +1,93 @@
-"""Images from noise: DDIM (arXiv 2010.02502) with diffusers' scheduler."""
+"""Images from noise by a trained network, with or without labels and guidance."""
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 
-from hasten.trainers import diffusion
-from hasten.trainers.diffusion import Diffusion
+from hasten.trainers import solvers
+from hasten.trainers.errors import ConfigError
+from hasten.trainers.networks import Network
+from hasten.trainers.pictures import contact_sheet as contact_sheet
+from hasten.trainers.process import Process
+from hasten.trainers.specs import Sampler
 
-_CHUNK = 256
-
-
-def scheduler(spec: Diffusion) -> DDIMScheduler:
-    """diffusers' DDIM scheduler for this forward process, as exported with a model."""
-    return DDIMScheduler(
-        num_train_timesteps=spec.timesteps,
-        trained_betas=diffusion.betas(spec).astype(np.float32),
-        prediction_type=spec.predict,
-        timestep_spacing="trailing",
-        clip_sample=True,
-    )
+_CHUNK: Final = 256
 
 
 @torch.no_grad()
 def sample(
-    network: torch.nn.Module, spec: Diffusion, noise: NDArray[np.float32], *, steps: int
+    network: Network,
+    process: Process,
+    noise: NDArray[np.float32],
+    *,
+    steps: int,
+    sampler: Sampler = "ddim",
+    labels: NDArray[np.int64] | None = None,
+    guidance: float = 1.0,
+    clip: bool = True,
 ) -> torch.Tensor:
-    """Deterministic samples, uint8 of noise's shape (N, C, H, W), on the network's device.
+    """Deterministic samples, float32 of noise's shape (N, C, H, W), on the network's device.
 
-    ``steps`` is the number of network evaluations an image, at most the length of the chain.
+    Args:
+        network: predicts what ``process`` says, in evaluation mode.
+        process: its forward process.
+        noise: standard normal, one block for each sample.
+        steps: network evaluations a sample, at most the length of a DDPM chain.
+        sampler: how the probability-flow ODE is solved.
+        labels: (N,), what each sample shall be of; None is "no label".
+        guidance: w in unconditional + w (conditional - unconditional) (arXiv 2207.12598).
+        clip: the data are images in [-1, 1], and so are the samples.
+
+    Raises:
+        ConfigError: labels or guidance for a network that knows no classes, guidance towards nothing.
     """
+    _check(network, labels, guidance)
     device = next(network.parameters()).device
-    ddim = scheduler(spec)
-    ddim.set_timesteps(min(steps, spec.timesteps), device=device)
     chunks = []
     for start in range(0, len(noise), _CHUNK):
-        x = torch.from_numpy(noise[start : start + _CHUNK]).to(device)
-        for t in ddim.timesteps:
-            x = ddim.step(network(x, t.expand(len(x))).sample, t, x).prev_sample
-        chunks.append(((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8))
-    return torch.cat(chunks) if chunks else torch.empty(noise.shape, dtype=torch.uint8, device=device)
-
-
-def contact_sheet(
-    images: NDArray[np.uint8], *, padding: int = 2, smallest_tile: int = 64
-) -> NDArray[np.uint8]:
-    """One RGB picture (height, width, 3) of images (N, C, H, W), C = 1 or 3, as square as it goes.
-
-    Small images are enlarged by whole factors without smoothing, and set apart: digits touch their edges.
-    """
-    count, channels, height, width = images.shape
-    scale = max(1, -(-smallest_tile // height))
-    tiles = images.repeat(scale, axis=2).repeat(scale, axis=3)
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = -(-count // columns)
-    cell_height, cell_width = height * scale + padding, width * scale + padding
-    sheet = np.full((rows * cell_height + padding, columns * cell_width + padding, 3), 96, dtype=np.uint8)
-    for index, tile in enumerate(tiles):
-        top = padding + (index // columns) * cell_height
-        left = padding + (index % columns) * cell_width
-        pixels = np.broadcast_to(
-            tile.transpose(1, 2, 0), (height * scale, width * scale, 3 if channels == 1 else channels)
+        part = slice(start, start + _CHUNK)
+        wanted = None if labels is None else torch.from_numpy(labels[part]).to(device)
+        x = solvers.solve(
+            _answer(network, wanted, guidance),
+            process.spec,
+            torch.from_numpy(noise[part]).to(device),
+            steps=steps,
+            sampler=sampler,
+            clip=clip,
         )
-        sheet[top : top + height * scale, left : left + width * scale] = pixels
-    return sheet
+        chunks.append(x.clamp(-1.0, 1.0) if clip else x)
+    return torch.cat(chunks) if chunks else torch.empty(noise.shape, dtype=torch.float32, device=device)
+
+
+def _answer(network: Network, labels: torch.Tensor | None, guidance: float) -> solvers.Answer:
+    def plain(x: torch.Tensor, condition: float) -> torch.Tensor:
+        answer: torch.Tensor = network(x, torch.full((len(x),), condition, device=x.device), labels)
+        return answer.float()
+
+    def guided(x: torch.Tensor, condition: float) -> torch.Tensor:
+        assert labels is not None
+        both = torch.cat([labels, torch.full_like(labels, network.classes or 0)])
+        level = torch.full((2 * len(x),), condition, device=x.device)
+        answer: torch.Tensor = network(torch.cat([x, x]), level, both)
+        conditional, unconditional = answer.float().chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    return plain if guidance == 1.0 else guided
+
+
+def _check(network: Network, labels: NDArray[np.int64] | None, guidance: float) -> None:
+    if network.classes is None:
+        if labels is not None or guidance != 1.0:
+            what = "label" if labels is not None else "guidance"
+            remedy = "Train with -s conditioning.kind=classes on labelled data."
+            raise ConfigError(what, "the model knows no classes", remedy)
+    elif labels is None:
+        if guidance != 1.0:
+            raise ConfigError("guidance", "needs labels to guide towards")
+    elif len(labels) and not 0 <= labels.min() <= labels.max() <= network.classes:
+        strange = labels[(labels < 0) | (labels > network.classes)][0]
+        raise ConfigError("label", f"{strange} is not one of the model's, 0 to {network.classes - 1}")
