@@ -54,6 +54,24 @@ def test_write_read_names_delete(tmp_path: Path) -> None:
     assert folder.read("deep/er/c") is None
 
 
+def test_a_file_is_read_at_any_place(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("below/a", bytes(range(100)))
+    with folder.open("below/a") as file, folder.open("below/a") as other:
+        assert (file.size(), file.read_at(3, 50), other.read(2)) == (100, b"234", b"\x00\x01")
+    assert file.closed
+    with pytest.raises(Fault, match="missing") as caught, folder.open("b"):
+        pass
+    assert caught.value.subject == f"{tmp_path}/b"
+
+
+def test_a_failure_while_an_open_file_is_read_is_a_fault(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    folder.write("a", b"1")
+    with pytest.raises(Fault, match="unplugged"), folder.open("a"):
+        raise OSError("unplugged")
+
+
 def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
     folder.write("a", b"a long content")

@@ -1,4 +1,4 @@
-"""Image data sets: Parquet shards beside a manifest, whose digest names the content.
+"""Image data sets: opened without being read, then read by row.
 
 An image's place (train or held out) is a function of its own content, so it survives new snapshots and
 duplicates never straddle the split.
@@ -7,10 +7,9 @@ duplicates never straddle the split.
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -18,50 +17,187 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hasten.trainers.config import Spec, validate
-from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers import shards
+from hasten.trainers.errors import Fault
+from hasten.trainers.shards import (
+    MANIFEST,
+    Damaged,
+    Labels,
+    Manifest,
+    Shard,
+    Stored,
+    digest,
+    read_manifest,
+)
+from hasten.trainers.snapshot import finish, verify, write, write_shard
 from hasten.trainers.store import Folder
 
-MANIFEST: Final = "manifest.json"
-_ROWS_PER_SHARD: Final = 50_000
+__all__ = [
+    "BUILT_IN",
+    "MANIFEST",
+    "Dataset",
+    "Manifest",
+    "Shard",
+    "digest",
+    "digits",
+    "finish",
+    "read",
+    "read_manifest",
+    "to_model",
+    "to_pixels",
+    "uri",
+    "verify",
+    "write",
+    "write_shard",
+]
+
 BUILT_IN: Final = ("digits",)
+_SMALL: Final = 256 * 2**20  # a data set of no more bytes is kept in memory, for the next trial too
+_CONNECTIONS: Final = 4
+
+Rows = NDArray[np.int64]
 
 
-class Shard(Spec):
-    """One Parquet file: columns ``pixels`` (H x W x C bytes) and ``label`` (-1 where there is none)."""
-
-    path: str
-    rows: int
-    sha256: str
-
-
-class Manifest(Spec):
-    """What a data set holds. ``digest`` depends on the images and labels alone, not on their order."""
-
-    name: str
-    digest: str
-    count: int
-    resolution: int
-    channels: int
-    source: str
-    shards: tuple[Shard, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """Images in memory: ``pixels`` uint8 (N, C, H, W), ``labels`` int64 (N,), ``keys`` bytes (N, 32)."""
+    """A data set in the store. Its rows are ordered by content: the held-out ones come first.
+
+    A small one is read as a whole when its first row is asked for, and kept; of a large one, the row groups
+    that hold the asked rows are read each time. What is read is verified: whole shards by their checksum,
+    row groups by their pages' checksums and every image by its key.
+
+    Every method that reads raises :class:`Fault` where the storage fails and :class:`Damaged` where reading
+    again would not help.
+    """
 
     manifest: Manifest
-    pixels: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    keys: NDArray[np.uint8]
+    folder: Folder
+    _footers: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def split(self, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def held_out(self, holdout: float) -> int:
+        """How many images are held out: the first rows, whose place is below ``holdout``."""
+        firsts = b"".join(bytes.fromhex(shard.first) for shard in self.manifest.shards)
+        keys = np.frombuffer(firsts, np.uint8).reshape(-1, shards.KEY)
+        begun = int(np.sum(shards.places(keys) < holdout))
+        if not begun:
+            return 0
+        # Rows ascend, so every shard before the last one begun is held out as a whole.
+        keys = shards.key_column(self._table(begun - 1, None, ["key"]))
+        return int(self._starts[begun - 1]) + int(np.sum(shards.places(keys) < holdout))
+
+    def split(self, holdout: float) -> tuple[Rows, Rows]:
         """Indices of the training images and of the held-out ones, each ordered by content."""
-        place = self.keys[:, :8].copy().view(">u8")[:, 0].astype(np.float64) * 2.0**-64
-        order = np.lexsort(self.keys.T[::-1])
-        held_out = place[order] < holdout
-        return order[~held_out], order[held_out]
+        held_out = self.held_out(holdout)
+        return np.arange(held_out, self.manifest.count), np.arange(held_out)
+
+    def rows(self, indices: Rows) -> tuple[Stored, Labels]:
+        """Stored images (n, C, H, W) and labels (n,) at ``indices``, in any order, as copies."""
+        if self.is_small:
+            pixels, labels = self._whole
+            return pixels[indices], labels[indices]
+        pixels = np.empty((len(indices), *self.manifest.shape), self.manifest.dtype)
+        labels = np.empty(len(indices), np.int64)
+
+        def fill(group: int, here: Rows) -> None:
+            pixels[here], labels[here] = self.group(group, indices[here])
+
+        _in_parallel(fill, alike(self.group_of(indices)))
+        return pixels, labels
+
+    def labels(self, indices: Rows) -> Labels:
+        """Labels at ``indices``, shape (n,), without reading a pixel of a large data set."""
+        if self.is_small:
+            return self._whole[1][indices]
+        labels = np.empty(len(indices), np.int64)
+
+        def fill(number: int, here: Rows) -> None:
+            column = self._table(number, None, ["label"])["label"].to_numpy()
+            labels[here] = column[indices[here] - self._starts[number]]
+
+        _in_parallel(fill, alike(np.searchsorted(self._starts, indices, side="right") - 1))
+        return labels
+
+    def group_of(self, indices: Rows) -> Rows:
+        """The number of the row group that holds each row."""
+        return np.searchsorted(self._group_starts, indices, side="right") - 1
+
+    def group(self, number: int, indices: Rows) -> tuple[Stored, Labels]:
+        """Images and labels of these rows of one row group, read from the store and verified."""
+        start = self._group_starts[number]
+        of = int(np.searchsorted(self._starts, start, side="right")) - 1
+        table = self._table(of, int(start - self._starts[of]) // shards.GROUP, None)
+        local = indices - start
+        pixels = np.ascontiguousarray(shards.decoded(table["pixels"], self.manifest)[local])
+        if (shards.content_keys(pixels) != shards.key_column(table)[local]).any():
+            place = f"{self.folder.uri}/{self.manifest.shards[of].path}"
+            raise Damaged(place, "is damaged (an image is not what its key says)", shards.AGAIN)
+        return pixels, table["label"].to_numpy()[local]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is read at once and kept in memory."""
+        return self.manifest.count * self.manifest.image_bytes <= _SMALL
+
+    @property
+    def pixels(self) -> Stored:
+        """All images, (N, C, H, W): for data sets that fit in memory."""
+        return self.rows(np.arange(self.manifest.count))[0]
+
+    @functools.cached_property
+    def _starts(self) -> Rows:
+        """Each shard's first row."""
+        return np.cumsum([0, *(shard.rows for shard in self.manifest.shards[:-1])])
+
+    @functools.cached_property
+    def _group_starts(self) -> Rows:
+        """Each row group's first row."""
+        begins = zip(self._starts, self.manifest.shards, strict=True)
+        return np.concatenate([np.arange(start, start + shard.rows, shards.GROUP) for start, shard in begins])
+
+    @functools.cached_property
+    def _whole(self) -> tuple[Stored, Labels]:
+        def read(shard: Shard) -> tuple[Stored, Labels]:
+            pixels, labels, _ = shards.whole_shard(self.folder, shard, self.manifest)
+            return np.ascontiguousarray(pixels), labels
+
+        with ThreadPoolExecutor(_CONNECTIONS) as executor:
+            parts = list(executor.map(read, self.manifest.shards))
+        return np.concatenate([pixels for pixels, _ in parts]), np.concatenate(
+            [labels for _, labels in parts]
+        )
+
+    def _table(self, number: int, group: int | None, columns: list[str] | None) -> pa.Table:
+        """Columns of a shard's row group, or of all of the shard: one request once its footer is known."""
+        shard = self.manifest.shards[number]
+        footer = self._footers.get(shard.path)
+        try:
+            with self.folder.open(shard.path) as file:
+                parquet = pq.ParquetFile(
+                    file, metadata=footer, pre_buffer=True, page_checksum_verification=True
+                )
+                self._footers[shard.path] = parquet.metadata
+                groups = range(parquet.num_row_groups) if group is None else [group]
+                return parquet.read_row_groups(groups, columns, use_threads=False)
+        except (Fault, pa.ArrowException) as error:
+            # Was it the way there, or what lies there? The shard's checksum tells.
+            shards.whole_shard(self.folder, shard, self.manifest)
+            if isinstance(error, Fault):
+                raise
+            raise Fault(f"{self.folder.uri}/{shard.path}", f"cannot be read: {error}") from error
+
+
+def alike(numbers: Rows) -> list[tuple[int, Rows]]:
+    """Each number that occurs, and the places where it does."""
+    order = np.argsort(numbers, kind="stable")
+    found, first = np.unique(numbers[order], return_index=True)
+    return list(zip(found.tolist(), np.split(order, first[1:]), strict=True)) if len(numbers) else []
+
+
+def _in_parallel(fill: Callable[[int, Rows], None], parts: list[tuple[int, Rows]]) -> None:
+    """Fill each part, over several connections."""
+    with ThreadPoolExecutor(_CONNECTIONS) as executor:
+        for done in [executor.submit(fill, number, places) for number, places in parts]:
+            done.result()
 
 
 def uri(source: str, storage_uri: str) -> str:
@@ -71,113 +207,32 @@ def uri(source: str, storage_uri: str) -> str:
     return f"{storage_uri.rstrip('/')}/data/{source}"
 
 
-def write(
-    folder: Folder, *, name: str, source: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> Manifest:
-    """Write shards first and the manifest last, so that a half-written data set is never seen.
-
-    Args:
-        folder: where to write.
-        name: the data set's name.
-        source: where the images came from, for the record.
-        pixels: uint8 of shape (N, C, H, W) with H = W.
-        labels: int64 of shape (N,).
-    """
-    count, channels, height, _ = pixels.shape
-    content_digest = digest(pixels, labels)
-    shards = []
-    for number, start in enumerate(range(0, count, _ROWS_PER_SHARD)):
-        part = slice(start, start + _ROWS_PER_SHARD)
-        content = _parquet(pixels[part], labels[part])
-        # The digest in the name: a new snapshot never overwrites the shards of the one being read.
-        path = f"shards/{content_digest[:12]}-{number:05d}.parquet"
-        folder.write(path, content)
-        rows = len(labels[part])
-        shards.append(Shard(path=path, rows=rows, sha256=hashlib.sha256(content).hexdigest()))
-    manifest = Manifest(
-        name=name,
-        digest=content_digest,
-        count=count,
-        resolution=height,
-        channels=channels,
-        source=source,
-        shards=tuple(shards),
-    )
-    folder.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
-    return manifest
-
-
-def read_manifest(location: str) -> Manifest:
-    """The manifest of the data set at a URI.
+@functools.lru_cache(maxsize=2)
+def read(location: str, digest: str) -> Dataset:
+    """The data set at a URI, which must still have this digest; a small one stays in memory for the next run.
 
     Raises:
         ConfigError: there is no data set, or its manifest is not one.
-        Fault: the storage failed.
-    """
-    content = Folder(location).read(MANIFEST)
-    if content is None:
-        remedy = "Import one: hasten data import SRC NAME (built in: hasten data import digits)."
-        raise ConfigError("data.source", f"no data set at {location}", remedy)
-    try:
-        fields: Any = json.loads(content)
-    except ValueError:
-        raise ConfigError(
-            f"{location}/{MANIFEST}", "is not a manifest", "Import the data set again."
-        ) from None
-    return validate(Manifest, fields, prefix=f"{location}/{MANIFEST}: ")
-
-
-def digest(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """What names a data set: SHA-256 over its images and their labels, whatever their order."""
-    rows = sorted(
-        key.tobytes() + int(label).to_bytes(8, "big", signed=True)
-        for key, label in zip(_keys(pixels), labels, strict=True)
-    )
-    return hashlib.sha256(b"".join(rows)).hexdigest()
-
-
-@functools.lru_cache(maxsize=2)
-def read(location: str, digest: str) -> Dataset:
-    """The data set at a URI, which must still have this digest; kept in memory for the next run.
-
-    Raises:
-        Fault: a shard is missing or damaged, or the data set changed since the digest was taken.
+        Fault: the storage failed, or the data set changed since the digest was taken.
     """
     manifest = read_manifest(location)
     if manifest.digest != digest:
         raise Fault(location, "the data set changed since this run was planned", "Run the command again.")
-    tables = [_read_shard(Folder(location), location, shard) for shard in manifest.shards]
-    table = pa.concat_tables(tables).combine_chunks()
-    shape = (-1, manifest.resolution, manifest.resolution, manifest.channels)
-    flat = np.frombuffer(b"".join(table["pixels"].to_pylist()), dtype=np.uint8).reshape(shape)
-    pixels = np.ascontiguousarray(flat.transpose(0, 3, 1, 2))
-    labels = table["label"].to_numpy().astype(np.int64)
-    return Dataset(manifest=manifest, pixels=pixels, labels=labels, keys=_keys(pixels))
+    return Dataset(manifest=manifest, folder=Folder(location))
 
 
-def _read_shard(folder: Folder, location: str, shard: Shard) -> pa.Table:
-    content = folder.read(shard.path)
-    if content is None or hashlib.sha256(content).hexdigest() != shard.sha256:
-        problem = "is missing" if content is None else "is damaged (its checksum is wrong)"
-        raise Fault(f"{location}/{shard.path}", problem, "Import the data set again.")
-    return pq.read_table(io.BytesIO(content))
+def to_model(stored: Stored, manifest: Manifest) -> NDArray[np.float32]:
+    """What a model sees of stored images: pixels in [-1, 1], latents times their scale."""
+    if stored.dtype == np.uint8:
+        return stored.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    return stored.astype(np.float32) * np.float32(manifest.scale)
 
 
-def _parquet(pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> bytes:
-    rows = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).reshape(len(pixels), -1)
-    width = rows.shape[1]
-    column = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(rows), [None, pa.py_buffer(rows.tobytes())]
-    )
-    sink = io.BytesIO()
-    pq.write_table(pa.table({"pixels": column, "label": labels}), sink, compression="zstd")
-    return sink.getvalue()
-
-
-def _keys(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """SHA-256 of each image's pixels, shape (N, 32); the label does not move an image across the split."""
-    digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in pixels)
-    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 32)
+def to_pixels(values: NDArray[np.float32], manifest: Manifest) -> Stored:
+    """The inverse of :func:`to_model`; pixels are rounded, and clipped to what can be shown."""
+    if manifest.dtype == "uint8":
+        return np.round((values.clip(-1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+    return (values / np.float32(manifest.scale)).astype(manifest.dtype)
 
 
 def digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

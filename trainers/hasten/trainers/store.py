@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from hasten.trainers.errors import ConfigError, Fault
@@ -51,6 +52,21 @@ class Folder:
                     return bytes(stream.read())
             except FileNotFoundError:
                 return None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[pa.NativeFile]:
+        """A file open for reading at any place in it, over a connection of its own.
+
+        Raises:
+            Fault: there is none, or reading it failed, inside the block too.
+        """
+        with self._speaking():
+            try:
+                file = self._filesystem.open_input_file(f"{self._root}/{name}")
+            except FileNotFoundError:
+                raise Fault(f"{self.uri}/{name}", "is missing") from None
+            with file:
+                yield file
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file at once: readers see all of it or nothing."""
