@@ -27,7 +27,8 @@ settings.load_profile("hasten")
 RECIPE: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "digits", "resolution": 8},
-    "model": {"kind": "unet", "channels": 8, "multipliers": [1]},
+    # Two channels a group: with one, normalisation would remove what the timestep adds.
+    "model": {"kind": "unet", "channels": 8, "multipliers": [1], "groups": 4},
     "diffusion": {"kind": "ddpm", "schedule": "cosine", "timesteps": 1000, "predict": "epsilon"},
     "curriculum": {"kind": "clts", "mu": 0.3, "sigma": 0.2},
     "weighting": {"kind": "none"},

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,17 @@ class Recorder(torch.nn.Module):
         self.network = network
         self.noisy: list[torch.Tensor] = []
         self.steps: list[torch.Tensor] = []
+        self.labels: list[torch.Tensor] = []
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor) -> SimpleNamespace:
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> torch.Tensor:
         self.noisy.append(x.detach().clone())
-        self.steps.append(t.clone())
-        return self.network(x, t)
+        self.steps.append(condition.long())
+        if labels is not None:
+            self.labels.append(labels.clone())
+        answer: torch.Tensor = self.network(x, condition, labels)
+        return answer
 
 
 def recorded(job: Job) -> tuple[torch.Tensor, torch.Tensor, Parts]:
@@ -92,7 +99,10 @@ def test_evaluation_judges_the_averaged_weights(job_of: JobOf) -> None:
     _, _, parts = recorded(job_of({"budget.images": 256}))
     judged = {point.step: point.metrics for point in parts.history if tracker.EVAL_LOSS in point.metrics}
     narrow, wide = parts.ema.networks
-    loss = parts.evaluator.loss
+
+    def loss(network: Any) -> float:
+        return parts.evaluator.losses(network).loss
+
     assert judged[256][tracker.EVAL_LOSS] == loss(narrow)
     assert len({loss(narrow), loss(wide), loss(parts.network)}) == 3
 
@@ -135,12 +145,12 @@ def test_first_loss_is_the_mean_over_the_global_batch(job_of: JobOf, run: Run) -
     reports = list(run(job))
     noisy, steps, parts = recorded(job_of({"budget.images": 64}))
     network = session.assemble(job, Worker()).network
-    signal = torch.from_numpy(parts.alphas_bar[steps[:64].numpy()]).float()[:, None, None, None]
-    order = loop.data_order(0, np.arange(64), len(parts.pixels))
-    clean = parts.pixels[order].float() / 127.5 - 1.0
+    signal = torch.from_numpy(parts.process.levels.alphas_bar[steps[:64].numpy()]).float()
+    signal = signal[:, None, None, None]
+    clean, _ = parts.reader.batch(np.arange(64))
     eps = (noisy[:64] - signal.sqrt() * clean) / (1.0 - signal).sqrt()
     with torch.no_grad():
-        error = (network(noisy[:64], steps[:64]).sample - eps).square().mean().item()
+        error = (network(noisy[:64], steps[:64].float()) - eps).square().mean().item()
     assert reports[1].metrics[tracker.TRAIN_LOSS] == pytest.approx(error, rel=1e-3)
 
 
@@ -170,31 +180,14 @@ def test_curricula_and_batch_sizes_share_images_and_noise(changes: dict[str, Any
     noisy, steps, parts = recorded(job_of(short))
     other_noisy, other_steps, _ = recorded(job_of(short | changes))
     assert not torch.equal(steps, other_steps)
-    abar = torch.from_numpy(parts.alphas_bar)
+    abar = torch.from_numpy(parts.process.levels.alphas_bar)
     a, b = abar[steps][:, None, None, None], abar[other_steps][:, None, None, None]
     determinant = a.sqrt() * (1 - b).sqrt() - b.sqrt() * (1 - a).sqrt()
     clean = ((1 - b).sqrt() * noisy.double() - (1 - a).sqrt() * other_noisy.double()) / determinant
     solvable = determinant[:, 0, 0, 0].abs() > 0.1
     assert solvable.sum() > 20
-    order = loop.data_order(0, np.arange(320), len(parts.pixels))
-    shown = parts.pixels[order].double() / 127.5 - 1.0
+    shown = parts.reader.batch(np.arange(320))[0].double()
     torch.testing.assert_close(clean[solvable], shown[solvable], atol=1e-4, rtol=0.0)
-
-
-def test_every_epoch_shows_every_image_once() -> None:
-    size = 37
-    order = loop.data_order(3, np.arange(5 * size), size).numpy().reshape(5, size)
-    for epoch in order:
-        assert sorted(epoch) == list(range(size))
-    assert len({tuple(epoch) for epoch in order}) == 5
-
-
-@pytest.mark.parametrize("batch", [1, 10, 37, 90])
-def test_data_order_does_not_depend_on_the_batch_size(batch: int) -> None:
-    whole = loop.data_order(3, np.arange(100), 37)
-    parts = [loop.data_order(3, np.arange(100)[at : at + batch], 37) for at in range(0, 100, batch)]
-    assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(loop.data_order(3, np.array([80, 3]), 37), whole[[80, 3]])
 
 
 @pytest.mark.parametrize(("batch", "world_size"), [(64, 1), (64, 2), (7, 2), (5, 4), (1, 2), (2, 5)])
@@ -208,21 +201,14 @@ def test_shares_cover_the_batch_and_nobody_is_idle(batch: int, world_size: int) 
     assert sorted(counted) == list(range(batch))
 
 
-def test_coefficients_mix_image_and_noise(spec_of: Callable[..., RunSpec]) -> None:
-    alphas_bar, t = np.array([0.9, 0.5, 0.1]), np.array([2, 0, 2, 1])
-    signal, sigma, weight = loop.coefficients(spec_of(), alphas_bar, t, torch.device("cpu"))
-    assert signal.shape == sigma.shape == (4, 1, 1, 1)
-    assert weight.shape == (4,)
-    torch.testing.assert_close(signal.flatten() ** 2, torch.tensor([0.1, 0.9, 0.1, 0.5]))
-    torch.testing.assert_close(signal**2 + sigma**2, torch.ones(4, 1, 1, 1))
-
-
 def test_divergence_is_a_fault_that_names_the_loss(job_of: JobOf, run: Run) -> None:
     job = job_of({"optimizer.lr": 1e9})
     with pytest.raises(Fault) as caught:
         list(run(job))
     assert caught.value.subject == "train/loss"
-    assert "nan" in caught.value.problem or "inf" in caught.value.problem
+    assert re.search(
+        r"not a finite number from image \d+ on, first at timesteps \d+ to \d+", caught.value.problem
+    )
     assert "optimizer.lr" in caught.value.remedy
     store = RunStore(job.uri)
     assert store.result() is None
@@ -249,3 +235,79 @@ def test_half_precision_trains(job_of: JobOf, run: Run) -> None:
     reference = job_of({"name": "fp32"})
     list(run(reference))
     assert losses[640] == pytest.approx(history_of(reference, tracker.EVAL_LOSS)[640], rel=0.05)
+
+
+def test_labels_are_hidden_at_the_stated_rate_and_by_address(job_of: JobOf) -> None:
+    conditional = {"conditioning": {"kind": "classes", "dropout": 0.25}, "budget.images": 640}
+
+    def shown(changes: dict[str, Any]) -> torch.Tensor:
+        job = job_of(conditional | changes)
+        parts = session.assemble(job, Worker())
+        parts.model = recorder = Recorder(parts.network)
+        writer = StoreWriter(RunStore(job.uri))
+        arguments = {"worker": Worker(), "track": NullTracker(), "writer": writer, "stop": session.never}
+        for _ in loop.train(job.spec, parts, **arguments):
+            pass
+        writer.close()
+        return torch.cat(recorder.labels)
+
+    labels = shown({})
+    hidden = labels == 10
+    true = session.assemble(job_of(conditional), Worker()).reader.batch(np.arange(640))[1]
+    assert torch.equal(labels[~hidden], true[~hidden])
+    assert 0.18 < hidden.float().mean() < 0.32
+    assert torch.equal(shown({"optimizer.batch": 40}), labels)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"curriculum": {"kind": "second_moment", "history": 2}, "diffusion.timesteps": 10},
+        {"curriculum": {"kind": "clusters", "clusters": 4}},
+        {"curriculum": {"kind": "two_phase"}, "curriculum.draws": "independent"},
+        {"weighting": {"kind": "min_snr"}},
+        {
+            "curriculum": {"kind": "uniform"},
+            "weighting.kind": "twin",
+            "weighting.of": {"kind": "clts", "sigma": 0.2},
+        },
+        {
+            "optimizer": {"kind": "sgd", "lr": 0.1, "clip": 1.0},
+            "momentum": {"kind": "mdlrc", "compensation": "inverse"},
+        },
+        {"optimizer.schedule": {"kind": "cosine"}, "momentum": {"kind": "linear"}},
+        {"momentum": {"kind": "one_cycle"}, "ema": {"kind": "classic", "decay": 0.9}},
+        {"diffusion": {"kind": "edm"}, "curriculum": {"kind": "edm_lognormal"}},
+        {"diffusion": {"kind": "flow"}, "curriculum": {"kind": "logit_normal"}},
+        {"diffusion.predict": "v"},
+        {"diffusion.predict": "x0"},
+        {"model.dropout": 0.1},
+        {"data.flip": True},
+        {"execution.micro_batch": 10},
+        {"execution.reader": "streaming"},
+    ],
+    ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items())[:60],
+)
+def test_every_kind_of_run_learns_and_resumes_to_the_bit(
+    changes: dict[str, Any],
+    bind: Callable[..., Job],
+    run: Run,
+    outcome: Callable[[Job], Any],
+    assert_same: Callable[[Any, Any], None],
+    tmp_path: Path,
+) -> None:
+    """Stopped off the grid of ticks and checkpoints, and continued by new objects, against undisturbed."""
+    small = {"optimizer.batch": 32, "eval.loss.every": 0.5, **changes}
+    plain, stopped = bind(tmp_path / "plain", small), bind(tmp_path / "stopped", small)
+    list(run(plain))
+    steps = iter(range(100))
+    reports = list(run(stopped, stop=lambda: next(steps) >= 6))
+    assert reports[-1].stopped
+    assert reports[-1].images == 7 * 32
+    list(run(stopped))
+    result = RunStore(stopped.uri).result()
+    assert result is not None
+    assert result.resumed_from == 7 * 32
+    assert_same(outcome(stopped), outcome(plain))
+    losses = history_of(plain, tracker.EVAL_LOSS)
+    assert losses[640] < losses[0]

@@ -7,9 +7,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hasten.trainers import randomness
-from hasten.trainers.curriculum import Clts, pmf
-from hasten.trainers.diffusion import Ddpm, alphas_bar
-from hasten.trainers.loop import draw
 
 SMALLEST_P = 1e-3  # seeds are fixed: a test below it fails always or never
 
@@ -148,28 +145,6 @@ def test_stratified_numbers_have_the_marginal_of_independent_ones() -> None:
     assert stats.kstest(u, "uniform").pvalue > SMALLEST_P
     # What stratification is for: a batch's mean hardly varies (1/12 for independent numbers).
     assert u.reshape(2000, 16).mean(axis=1).var() * 16 < 0.01 / 12.0 * 1.5
-
-
-@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("stratified", [True, False])
-def test_drawn_timesteps_follow_the_curriculum(progress: float, stratified: bool) -> None:
-    """Interpolating samples instead of densities would be another law; so would clamping to the ends."""
-    signal = alphas_bar(Ddpm(kind="ddpm", timesteps=1000))
-    p = pmf(Clts(kind="clts", mu=0.3, sigma=0.2), progress, signal)
-    u = drawn(4000, 16) if stratified else randomness.uniform(11, "timestep", span(0, 64_000))
-    t = draw(p, u)
-    observed = np.add.reduceat(np.bincount(t, minlength=1000), np.arange(0, 1000, 10))
-    expected = np.add.reduceat(p, np.arange(0, 1000, 10)) * len(u)
-    common = expected >= 5.0
-    statistic = ((observed - expected)[common] ** 2 / expected[common]).sum()
-    # Stratified draws vary less than independent ones, so that the test errs on the quiet side.
-    assert stats.chi2.sf(statistic, common.sum() - 1) > SMALLEST_P
-    assert observed[~common].sum() == pytest.approx(expected[~common].sum(), abs=30)
-
-
-def test_draw_is_the_inverse_of_the_distribution_function() -> None:
-    p = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
-    np.testing.assert_array_equal(draw(p, np.array([0.0, 0.2499, 0.25, 0.9999])), [1, 1, 3, 3])
 
 
 def test_integer_fits_into_63_bits_and_depends_on_both() -> None:

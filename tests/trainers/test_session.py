@@ -401,7 +401,7 @@ with local.worker(config.validate(RunSpec, cases[0]["recipe"])) as worker:
         def stop():
             global ticks
             ticks += 1
-            return worker.rank == case.get("stop_rank") and ticks == case["stop_after"]
+            return worker.rank == case.get("stop_rank") and ticks >= case["stop_after"]
 
         for count, report in enumerate(session.run(job, worker=worker, track=NullTracker(), stop=stop), 1):
             if worker.is_first and count == case.get("kill_after"):

@@ -21,11 +21,20 @@ Build = Callable[..., RunSpec]
 OTHER: dict[str, Any] = {
     "data.resolution": 16,
     "data.holdout": 0.3,
+    "data.flip": True,
+    "data.shuffle": 2048,
     "model.channels": 24,
     "model.multipliers": [1, 2],
     "model.layers": 2,
     "model.attention": True,
+    "model.head_dim": 4,
+    "model.groups": 8,
+    "model.dropout": 0.1,
+    "model.scale_shift": True,
+    "model.resampling": "resnet",
     "diffusion.schedule": "linear",
+    "diffusion.shift": 2.0,
+    "diffusion.predict": "v",
     "diffusion.timesteps": 500,
     "curriculum.mu": 0.4,
     "curriculum.sigma": 0.3,
@@ -33,30 +42,51 @@ OTHER: dict[str, Any] = {
     "curriculum.start": 0.1,
     "curriculum.ramp": 0.5,
     "curriculum.peak": 0.9,
+    "curriculum.draws": "independent",
     "optimizer.lr": 1e-3,
     "optimizer.batch": 32,
     "optimizer.warmup": 0.2,
     "optimizer.beta2": 0.99,
     "optimizer.weight_decay": 0.01,
+    "optimizer.clip": 1.0,
     "momentum.beta": 0.8,
     "momentum.floor": 0.4,
     "momentum.delay": 0.25,
+    "momentum.shape": "cosine",
+    "momentum.compensation": "none",
     "ema.stds": [0.05],
+    "ema.snapshots": 0.5,
     "precision": "bf16",
     "budget.images": 1280,
     "budget.seed": 1,
     "eval.loss.every": 0.2,
     "eval.loss.images": 16,
+    "eval.loss.bins": 5,
+    "eval.raw": True,
     "eval.samples.at": [0.5, 1.0],
     "eval.samples.images": 8,
     "eval.samples.steps": 3,
+    "eval.samples.sampler": "heun",
+    "eval.samples.metrics": ["frechet", "kid"],
+    "eval.samples.reference": 100,
     "eval.grid.every": 0.2,
     "eval.grid.images": 9,
     "eval.grid.steps": 3,
 }
 # Keys with one value so far, and blocks whose kind is changed as a whole below.
-FIXED = {"model.kind", "diffusion.kind", "diffusion.predict", "weighting.kind", "optimizer.kind", "ema.kind"}
-KINDS = {"curriculum.kind", "momentum.kind"}
+FIXED = {"eval.samples.guidance", "momentum.final"}  # need classes, and another shape than Demon's
+KINDS = {
+    "model.kind": {"kind": "dit"},
+    "diffusion.kind": {"kind": "edm"},
+    "conditioning.kind": {"kind": "classes"},
+    "curriculum.kind": {"kind": "uniform"},
+    "weighting.kind": {"kind": "p2"},
+    "optimizer.kind": {"kind": "sgd", "lr": 0.1, "convention": "average"},
+    "optimizer.schedule.kind": {"kind": "cosine"},
+    "momentum.kind": {"kind": "constant"},
+    "ema.kind": {"kind": "classic"},
+    "eval.samples.features.kind": {"kind": "classifier"},
+}
 APART = {"name", "data.source"}
 
 
@@ -67,18 +97,13 @@ def flat(spec: RunSpec) -> dict[str, Any]:
 def test_fingerprint_changes_with_everything_that_is_computed(spec_of: Build) -> None:
     base = spec_of()
     keys = {key for key in flat(base) if not key.startswith("execution.")}
-    assert keys == OTHER.keys() | FIXED | KINDS | APART
+    assert keys == OTHER.keys() | FIXED | KINDS.keys() | APART
     fingerprints = {spec_of({key: value}).fingerprint("d") for key, value in OTHER.items()}
     fingerprints |= {
-        spec_of({"curriculum": {"kind": kind, "sigma": 0.2}}).fingerprint("d")
-        for kind in ("reverse", "static")
-    }
-    fingerprints |= {spec_of({"curriculum": {"kind": "uniform"}}).fingerprint("d")}
-    fingerprints |= {
-        spec_of({"momentum.kind": kind}).fingerprint("d") for kind in ("constant", "demon", "lr_only")
+        spec_of({key.removesuffix(".kind"): block}).fingerprint("d") for key, block in KINDS.items()
     }
     fingerprints |= {base.fingerprint("d"), base.fingerprint("another")}
-    assert len(fingerprints) == len(OTHER) + 3 + 3 + 2
+    assert len(fingerprints) == len(OTHER) + len(KINDS) + 2
 
 
 @pytest.mark.parametrize(
@@ -92,6 +117,11 @@ def test_fingerprint_changes_with_everything_that_is_computed(spec_of: Build) ->
         {"execution.cpus": 2.0},
         {"execution.gpus": 0.5},
         {"execution.checkpoint_every": 0.5},
+        {"execution.reader": "streaming"},
+        {"execution.evaluation": "background"},
+        {"execution.micro_batch": 8},
+        {"execution.channels_last": True},
+        {"execution.compile": "default"},
     ],
 )
 def test_fingerprint_ignores_name_address_and_execution(changes: dict[str, Any], spec_of: Build) -> None:
@@ -192,7 +222,7 @@ def refusal(build: Build, changes: dict[str, Any]) -> ConfigError:
         ({"curriculum.start": 0.7, "curriculum.ramp": 0.5}, "curriculum.start", "before ramp"),
         ({"momentum.kind": "adam"}, "momentum.kind", "mdlrc"),
         ({"momentum.beta": 1.0}, "momentum.beta", "less than 1"),
-        ({"model.kind": "dit"}, "model.kind", "unet"),
+        ({"model.kind": "resnet"}, "model.kind", "unet"),
         ({"model.channels": 12}, "model.channels", "multiple of 8"),
         ({"model.multipliers": [1, 0]}, "model.multipliers.1", "greater than or equal to 1"),
         ({"model.attention": "maybe"}, "model.attention", "bool"),
@@ -215,6 +245,24 @@ def refusal(build: Build, changes: dict[str, Any]) -> ConfigError:
         ({"name": "no/slash"}, "name", "pattern"),
         ({"optimizer.batch": 1000}, "optimizer.batch", "more than budget.images (640)"),
         ({"execution.workers": 65}, "execution.workers", "batch of 64"),
+        ({"execution.workers": [2, 1], "execution.launcher": "ray"}, "execution.workers", "least, most"),
+        ({"execution.workers": [1, 2]}, "execution.workers", "launcher: ray"),
+        ({"execution.workers": [0, 2]}, "execution.workers.0", "greater than or equal to 1"),
+        ({"execution.workers": "all"}, "execution.workers", "integer"),
+        ({"model": {"kind": "named", "name": "dit-xxl"}}, "model.name", "dit-xl/2"),
+        ({"eval.samples.guidance": 2.0}, "eval.samples.guidance", "kind: classes"),
+        ({"optimizer": {"kind": "sgd", "lr": 0.1}}, "momentum", "heavy_ball"),
+        ({"momentum.compensation": "inverse"}, "momentum", "blow up"),
+        ({"optimizer.schedule.kind": "cosine", "momentum": {"kind": "one_cycle"}}, "momentum", "one_cycle"),
+        ({"weighting": {"kind": "twin", "of": {"kind": "clts", "sigma": 0.2}}}, "weighting", "counts twice"),
+        (
+            {
+                "curriculum": {"kind": "second_moment"},
+                "weighting": {"kind": "twin", "of": {"kind": "clts", "sigma": 1}},
+            },
+            "weighting",
+            "divides its own density out",
+        ),
         ({"data.resolution": 6, "model.multipliers": [1, 1, 1]}, "data.resolution", "halved"),
     ],
 )

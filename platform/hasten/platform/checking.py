@@ -13,7 +13,7 @@ from rich.table import Table
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
 from hasten.sweeps.plan import Plan
-from hasten.trainers import config, curriculum, diffusion, momentum, specs
+from hasten.trainers import config, curriculum, diffusion, learning_rate, momentum, specs
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.specs import RunSpec, flatten
 
@@ -89,24 +89,32 @@ def check_study(plan: Plan, console: Console) -> dict[str, Any]:
 
 
 def _schedules(spec: RunSpec) -> Table:
-    """The schedules over the run: how the curriculum and the momentum move."""
+    """The schedules over the run: how the curriculum, the rate and the momentum move."""
     alphas_bar = diffusion.alphas_bar(spec.diffusion)
     table = Table(title="schedules", box=None, padding=(0, 2, 0, 0), title_justify="left")
-    for heading in ("progress", "beta1", "lr", "easy half", "entropy", "max/min"):
+    for heading in ("progress", "beta1", "lr", "lr/(1-beta1)", "easy half", "entropy", "max/min"):
         table.add_column(heading, justify="right")
     for progress in _MOMENTS:
         beta1, factor = momentum.at(spec.momentum, progress)
+        lr = spec.optimizer.lr * factor * learning_rate.factor(spec.optimizer.schedule, progress)
         pmf = curriculum.pmf(spec.curriculum, progress, alphas_bar)
         entropy = -np.sum(pmf * np.log(np.maximum(pmf, 1e-300))) / np.log(len(pmf))
         table.add_row(
             f"{progress:.0%}",
             f"{beta1:.3f}",
-            f"{spec.optimizer.lr * factor:.2e}",
+            f"{lr:.2e}",
+            f"{lr / (1.0 - beta1):.2e}",
             f"{pmf[len(pmf) // 2 :].sum():.1%}",
             f"{entropy:.3f}",
-            f"{pmf.max() / max(pmf.min(), 1e-300):.3g}",
+            f"{pmf.max() / pmf.min():.3g}" if pmf.min() > 0.0 else "inf",
         )
-    table.caption = "easy half: share of draws at the noisier half of the timesteps; entropy: 1 is uniform"
+    notes = [
+        "lr: after the warm-up; easy half: share of draws at the noisier half of the timesteps;"
+        " entropy: 1 is uniform"
+    ]
+    if curriculum.adaptive(spec.curriculum):
+        notes.append(f"{spec.curriculum.kind} adapts to the losses: its draws are shown as they start")
+    table.caption = "\n".join(notes)
     table.caption_justify = "left"
     return table
 
@@ -127,3 +135,20 @@ def load(file: str, overrides: dict[str, Any]) -> RunSpec | Plan:
     if is_study(file):
         return plans.plan(studies.load(file, overrides))
     return specs.load(file, overrides)
+
+
+def plot(loaded: RunSpec | Plan, path: Path, console: Console) -> str:
+    """Draw the schedules of a run, or of a study's arms, and say where they are; see ``schedule_plot``.
+
+    Raises:
+        ConfigError: the path ends in something that cannot be drawn.
+        Fault: it cannot be written.
+    """
+    from hasten.platform import schedule_plot
+
+    if isinstance(loaded, RunSpec):
+        drawn = schedule_plot.draw(loaded, path)
+    else:
+        drawn = schedule_plot.draw_plan(loaded, path)
+    console.print(f"schedules: {drawn}", soft_wrap=True, highlight=False)
+    return str(drawn)

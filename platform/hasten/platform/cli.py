@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -39,6 +40,9 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Source = Annotated[str, typer.Argument(metavar="RUN|URI|models:/NAME@ALIAS")]
+Raw = Annotated[bool, typer.Option("--raw", help="The last weights instead of the averaged ones.")]
+EmaStd = Annotated[float | None, typer.Option("--ema-std", help="Averaged with another relative width.")]
 
 
 @app.command(rich_help_panel="Train and compare")
@@ -50,7 +54,15 @@ def demo(json: Json = False) -> None:
 
 
 @app.command(rich_help_panel="Train and compare")
-def check(file: str, set: Overrides = None, json: Json = False) -> None:  # noqa: A002  the option's name
+def check(
+    file: str,
+    set: Overrides = None,  # noqa: A002  the option's name
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw the schedules: .html, .png, .svg, or a folder for the page."),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Validate a recipe or a study, print what it means and what it costs; touches no cluster."""
     from hasten.platform import checking
     from hasten.trainers.specs import RunSpec
@@ -62,6 +74,8 @@ def check(file: str, set: Overrides = None, json: Json = False) -> None:  # noqa
         if isinstance(loaded, RunSpec)
         else checking.check_study(loaded, show)
     )
+    if plot is not None:
+        found["plot"] = checking.plot(loaded, plot, show)
     finish(found, json)
 
 
@@ -137,6 +151,56 @@ def retrain(pipeline: str, set: Overrides = None, dry_run: DryRun = False, json:
 
     found = retraining.tick(spec, dry_run=dry_run, console=console(json))
     console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
+    finish(found, json)
+
+
+@app.command(rich_help_panel="Use a model")
+def sample(
+    source: Source,
+    out: Annotated[Path, typer.Argument(help="A .png sheet, an .npz of arrays, or a new folder of images.")],
+    count: Annotated[int, typer.Option(min=1)] = 36,
+    seed: int = 0,
+    label: Annotated[list[int] | None, typer.Option("--label", help="A class; again for more.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="As evaluated, where it is not given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Network evaluations an image.")] = None,
+    sampler: Literal["ddim", "dpm++", "heun"] | None = None,
+    raw: Raw = False,
+    ema_std: EmaStd = None,
+    json: Json = False,
+) -> None:
+    """Make images from addressed noise: the same seed gives the same noise for every model."""
+    from hasten.platform import picturing
+
+    found = picturing.sample(
+        source,
+        out,
+        count=count,
+        seed=seed,
+        labels=label or (),
+        guidance=guidance,
+        steps=steps,
+        sampler=sampler,
+        raw=raw,
+        ema_std=ema_std,
+        console=console(json),
+    )
+    finish(found, json)
+
+
+@app.command(rich_help_panel="Use a model")
+def export(
+    source: Source,
+    folder: Path,
+    raw: Raw = False,
+    ema_std: EmaStd = None,
+    licence: Annotated[str, typer.Option("--license", help="Goes into the model card.")] = "unknown",
+    json: Json = False,
+) -> None:
+    """Write a model as a folder that diffusers loads: safetensors, JSON and a model card."""
+    from hasten.platform import exporting
+
+    show = console(json)
+    found = exporting.export(source, folder, raw=raw, ema_std=ema_std, licence=licence, console=show)
     finish(found, json)
 
 

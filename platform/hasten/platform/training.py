@@ -122,13 +122,16 @@ def _on_ray(
 
     cluster.attach(services)
     try:
-        with progress.run(console, job.run, job.spec.budget.images) as bar:
+        with progress.run(console, job.run, job.spec.budget.images) as bar, _stop_on_signal() as stop:
             ray_train.fit(
                 job,
                 open_tracker=OpenRun(tracking, identity),
                 scratch=cluster.scratch(services),
                 observe=bar.observe,
+                stop=stop.is_set,
             )
+        if RunStore(job.uri).result() is None:
+            raise Stopped(job.run, "stopped at a checkpoint", "The same command goes on from there.")
     except KeyboardInterrupt:
         tracking.end(identity, "stopped")
         raise Stopped(job.run, "interrupted", "The same command goes on from the last checkpoint.") from None

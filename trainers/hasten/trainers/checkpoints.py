@@ -12,6 +12,7 @@ import json
 import secrets
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from hasten.trainers import posthoc
 from hasten.trainers.errors import Fault
+from hasten.trainers.posthoc import Profile, Snapshot
 from hasten.trainers.records import RunResult
 from hasten.trainers.store import Folder
 
@@ -29,8 +32,11 @@ Picture = NDArray[np.uint8]
 _FOLDER: Final = "checkpoints"
 _PAYLOAD: Final = "state.pt"
 _MANIFEST: Final = "manifest.json"
+_RECIPE: Final = "recipe.yaml"
 _RESULT: Final = "result.json"
 _SHEETS: Final = "samples"
+_AVERAGES: Final = "ema"
+_MICRO_BATCH: Final = "micro_batch.json"
 _KEPT: Final = 2
 
 
@@ -61,6 +67,10 @@ class RunStore:
     def write_result(self, result: RunResult) -> None:
         self._folder.write(_RESULT, result.model_dump_json(indent=2).encode())
 
+    def write_recipe(self, resolved: str) -> None:
+        """Keep the run's recipe beside its checkpoints: a model can be used before the run has ended."""
+        self._folder.write(_RECIPE, resolved.encode())
+
     def write_sheet(self, step: int, png: bytes) -> None:
         self._folder.write(f"{_SHEETS}/{step:012d}.png", png)
 
@@ -77,6 +87,33 @@ class RunStore:
         """The newest sheet of samples as a PNG file, or None."""
         names = self._folder.names(_SHEETS)
         return self._folder.read(f"{_SHEETS}/{names[-1]}") if names else None
+
+    def write_average(self, snapshot: Snapshot) -> None:
+        """Keep averaged weights as they were at one moment, to make other averages of them later."""
+        self._folder.write(f"{_AVERAGES}/{posthoc.file_name(snapshot)}", posthoc.pack(snapshot.state))
+
+    def averages(self) -> list[Profile]:
+        """What averages were kept, oldest first."""
+        return [posthoc.parse(name) for name in self._folder.names(_AVERAGES)]
+
+    def read_average(self, profile: Profile) -> Snapshot:
+        """Averaged weights that were kept.
+
+        Raises:
+            Fault: they are missing or damaged.
+        """
+        content = self._folder.read(f"{_AVERAGES}/{posthoc.file_name(profile)}")
+        if content is None:
+            raise Fault(f"{self.uri}/{_AVERAGES}", f"has no {posthoc.file_name(profile)}")
+        return Snapshot(images=profile.images, std=profile.std, state=posthoc.unpack(content))
+
+    def micro_batch(self) -> int | None:
+        """How many images fit into a worker's memory, as far as an earlier attempt found out."""
+        content = self._folder.read(_MICRO_BATCH)
+        return int(json.loads(content)["images"]) if content else None
+
+    def write_micro_batch(self, images: int) -> None:
+        self._folder.write(_MICRO_BATCH, json.dumps({"images": images}).encode())
 
     def checkpoints(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
@@ -142,7 +179,7 @@ class StoreWriter:
         self._store = store
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
         self._checkpoint: Future[str] | None = None
-        self._sheets: list[Future[None]] = []
+        self._others: list[Future[None]] = []
 
     def checkpoint(self, state: State) -> None:
         """Copy ``state`` now and write it soon.
@@ -155,7 +192,12 @@ class StoreWriter:
 
     def sheet(self, step: int, picture: Picture) -> None:
         """Write a picture of samples soon."""
-        self._sheets.append(self._executor.submit(lambda: self._store.write_sheet(step, png(picture))))
+        self._others.append(self._executor.submit(lambda: self._store.write_sheet(step, png(picture))))
+
+    def average(self, snapshot: Snapshot) -> None:
+        """Write averaged weights soon."""
+        held = replace(snapshot, state=_copied(snapshot.state))
+        self._others.append(self._executor.submit(self._store.write_average, held))
 
     def wait(self) -> str | None:
         """Wait until all is written; returns the newest checkpoint's URI, None when there was none.
@@ -163,9 +205,9 @@ class StoreWriter:
         Raises:
             Fault: something could not be written.
         """
-        for sheet in self._sheets:
-            sheet.result()
-        self._sheets.clear()
+        for other in self._others:
+            other.result()
+        self._others.clear()
         return self._checkpoint.result() if self._checkpoint else None
 
     def close(self) -> None:

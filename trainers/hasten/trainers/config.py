@@ -175,8 +175,10 @@ def _dotted(location: tuple[int | str, ...], data: Any) -> str:
             if name not in value and value.get("kind") == name:
                 continue
             value = value.get(name)
-        elif isinstance(value, (list, tuple)) and isinstance(name, int) and name < len(value):
-            value = value[name]
+        elif isinstance(value, (list, tuple)) and isinstance(name, int):
+            value = value[name] if name < len(value) else None
+        elif value is not None:
+            continue  # below a number or a text there are no keys: again a union's tag
         parts.append(str(name))
     return ".".join(parts)
 

@@ -22,11 +22,11 @@ def worker(spec: RunSpec) -> Iterator[Worker]:
         ConfigError: the recipe asks for several workers, but nothing started them.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if spec.execution.workers not in (1, world_size):
+    if spec.execution.most not in (1, world_size):
         remedy = (
             "Set execution.launcher: ray, or start it with torchrun --nproc-per-node N -m hasten.platform ..."
         )
-        problem = f"{spec.execution.workers}, but the local launcher runs in {world_size} process(es)"
+        problem = f"{spec.execution.most}, but the local launcher runs in {world_size} process(es)"
         raise ConfigError("execution.workers", problem, remedy)
     if world_size == 1:
         yield Worker(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))

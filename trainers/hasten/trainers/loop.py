@@ -7,22 +7,40 @@ trial. Killing it at any point is safe.
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.trainers import curriculum, momentum, randomness, timeline, tracker, weighting
+from hasten.trainers import (
+    learning_rate,
+    momentum,
+    optimizers,
+    philox,
+    posthoc,
+    randomness,
+    timeline,
+    tracker,
+)
+from hasten.trainers.averaging import PowerEma
 from hasten.trainers.checkpoints import State, StoreWriter
-from hasten.trainers.ema import PowerEma
+from hasten.trainers.ema import Average
 from hasten.trainers.errors import Fault
 from hasten.trainers.evaluation import Evaluator
+from hasten.trainers.loss import LossWeights, backward
+from hasten.trainers.meters import Meter
+from hasten.trainers.networks import Network
+from hasten.trainers.process import Process
+from hasten.trainers.pulse import Pulse
+from hasten.trainers.readers import Reader
 from hasten.trainers.records import Point
-from hasten.trainers.specs import RunSpec
+from hasten.trainers.samplers import TimestepSampler
+from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
 
@@ -47,36 +65,53 @@ class Report:
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """Everything that a run trains with. ``model`` is ``network``, wrapped in DDP where there are several."""
+    """Everything that a run trains with.
 
-    network: torch.nn.Module
+    ``network`` holds the weights; ``model`` is what the loop calls: the network, compiled where that was
+    asked for, in DDP where there are several workers. ``by_timestep`` has a row for each evaluation of the
+    loss: its step, and the loss of each range of timesteps.
+    """
+
+    network: Network
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    ema: PowerEma
-    pixels: torch.Tensor  # uint8 (N, C, H, W): the training images, on the device
-    alphas_bar: NDArray[np.float64]  # (T,)
+    ema: Average
+    reader: Reader
+    process: Process
+    sampler: TimestepSampler
+    weights: LossWeights
+    meter: Meter
     evaluator: Evaluator
+    micro_batch: int
     images: int = 0
     seconds: float = 0.0
     history: list[Point] = field(default_factory=list)
+    by_timestep: list[dict[str, Any]] = field(default_factory=list)
 
     def state(self) -> State:
-        """What a checkpoint holds: with it, a run goes on as if nothing had happened."""
+        """What a checkpoint holds: with it, a run goes on as if nothing had happened. All ranks call it."""
         return {
             "images": self.images,
             "seconds": self.seconds,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "meter": self.meter.state_dict(),
             "history": [[point.step, dict(point.metrics)] for point in self.history],
+            "by_timestep": list(self.by_timestep),
         }
+
+    def close(self) -> None:
+        """End the threads and processes that work for this run."""
+        self.reader.close()
 
     def restore(self, state: State) -> None:
         self.images, self.seconds = state["images"], state["seconds"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
+        for name in ("network", "optimizer", "ema", "sampler", "meter"):
+            getattr(self, name).load_state_dict(state[name])
         self.history = [Point(step=step, metrics=metrics) for step, metrics in state["history"]]
+        self.by_timestep = list(state["by_timestep"])
 
 
 def train(
@@ -90,18 +125,17 @@ def train(
 ) -> Iterator[Report]:
     """Train until the budget is spent, from wherever ``parts`` stand. Every rank runs this.
 
-    ``stop`` is asked at every tick; once it is true on any rank, a checkpoint is written and all end.
+    Once ``stop`` is true on any rank, a checkpoint is written and all end.
 
     Raises:
         Fault: training diverged, or the storage failed.
     """
     total, seed = spec.budget.images, spec.budget.seed
-    squared_error = torch.zeros((), dtype=torch.float64, device=worker.device)
-    saved = parts.images
+    pulse, saved = Pulse(worker, stop), parts.images
 
     if parts.images == 0:
         metrics = tell(parts, track, 0, schedules(spec, 0.0))
-        metrics |= evaluate(parts, timeline.AT_START, worker=worker, track=track, writer=writer)
+        metrics |= evaluate(spec, parts, timeline.AT_START, worker=worker, track=track, writer=writer)
         yield Report(images=0, total=total, seconds=0.0, metrics=metrics, evaluated=True)
     ticked, clock = parts.images, time.monotonic()
 
@@ -112,59 +146,64 @@ def train(
         # This rank's share of the global batch: its images, their noise, their timesteps.
         places = share(batch, worker)
         images = before + places
-        chosen = data_order(seed, images, len(parts.pixels)).to(worker.device)
-        clean = parts.pixels[chosen].float() / 127.5 - 1.0
-        eps = torch.from_numpy(randomness.noise(seed, "noise", images, clean.shape[1:])).to(worker.device)
-        t = draw(
-            curriculum.pmf(spec.curriculum, progress, parts.alphas_bar),
-            randomness.stratified(seed, "timestep", images, places, batch),
-        )
+        clean, labels = parts.reader.batch(images)
+        eps = philox.noise(seed, "noise", images, tuple(clean.shape[1:]), worker.device)
+        u = uniforms(spec, images, places, batch).to(worker.device, non_blocking=True)
+        t, correction = parts.sampler.draw(progress, u)
 
         # The forward process, the loss and its gradient. DDP takes the mean over ranks, and shares may
         # differ by one image: dividing by the mean share gives the mean over the global batch.
-        signal, sigma, weight = coefficients(spec, parts.alphas_bar, t, worker.device)
+        network_input, condition, answer = parts.process.corrupt(clean, eps, t)
+        weight = parts.weights.at(progress)[t]
+        counts = worker.rank < batch  # or its one image only keeps DDP company
         parts.optimizer.zero_grad(set_to_none=True)
-        noisy, steps = signal * clean + sigma * eps, torch.from_numpy(t).to(worker.device)
-        with torch.autocast(worker.device.type, torch.bfloat16, enabled=spec.precision == "bf16"):
-            predicted = parts.model(noisy, steps).sample
-        error = (predicted.float() - eps).square().mean(dim=(1, 2, 3)) * (1.0 if worker.rank < batch else 0.0)
-        (weight * error).sum().div(batch / worker.world_size).backward()
-        squared_error += error.detach().sum()
+        error = backward(
+            parts.model,
+            network_input,
+            condition,
+            visible(spec, labels, images, parts.network.classes),
+            answer,
+            weight * counts if correction is None else weight * correction * counts,
+            prepare=functools.partial(address, parts.network, seed, images),
+            divisor=batch / worker.world_size,
+            micro_batch=parts.micro_batch,
+            bf16=spec.precision == "bf16",
+        )
+        seen = len(images) if counts else 0
+        parts.sampler.observe(t[:seen], (weight * error)[:seen], places=places[:seen], batch=batch, total=total)
 
         # The update, with this moment's learning rate and momentum.
+        if spec.optimizer.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parts.network.parameters(), spec.optimizer.clip, foreach=True)
         lr, beta1 = rates(spec, progress, warmed=(before + batch) / total)
-        for group in parts.optimizer.param_groups:
-            group["lr"], group["betas"] = lr, (beta1, spec.optimizer.beta2)
+        optimizers.steer(spec.optimizer, parts.optimizer, lr, beta1)
         parts.optimizer.step()
         parts.images += batch
         parts.ema.update(images=parts.images, batch=batch)
+        if worker.is_first:
+            keep_averages(spec, parts, before, writer)
+        parts.meter.add(error * counts, t, image=before, batch=batch)
 
         # Tell the outside world, now and then: only here does the host wait for the device.
         marks = timeline.evaluations(spec.eval, before, parts.images, total)
-        if not marks and timeline.crossed(before, parts.images, every=_TICK, total=total) is None:
+        ticking = marks or timeline.crossed(before, parts.images, every=_TICK, total=total) is not None
+        stopping = pulse.stopping()
+        if not ticking and not stopping:
             continue
-        elapsed = time.monotonic() - clock
-        loss, seconds, stopping = agree(worker, squared_error, elapsed, stop())
+        seconds = max(worker.mean(time.monotonic() - clock), 1e-9)
         parts.seconds += seconds
-        metrics = tell(
-            parts,
-            track,
-            parts.images,
-            {
-                tracker.TRAIN_LOSS: loss / (parts.images - ticked),
-                tracker.TRAIN_GRAD_NORM: gradient_norm(parts.network),
-                tracker.IMAGES_PER_SECOND: (parts.images - ticked) / seconds,
-                **schedules(spec, parts.images / total),
-            },
-        )
-        metrics |= evaluate(parts, marks, worker=worker, track=track, writer=writer)
+        metrics = {}
+        if ticking:
+            metrics = tell(parts, track, parts.images, gauges(spec, parts, parts.images - ticked, seconds))
+            metrics |= evaluate(spec, parts, marks, worker=worker, track=track, writer=writer)
+            ticked = parts.images
 
         # Keep what was done, before anybody hears of it.
         due = timeline.crossed(saved, parts.images, every=spec.execution.checkpoint_every, total=total)
         if due is not None or stopping:
-            saved = parts.images
+            saved, state = parts.images, parts.state()
             if worker.is_first:
-                writer.checkpoint(parts.state())
+                writer.checkpoint(state)
         stopped = stopping and parts.images < total
         yield Report(
             images=parts.images,
@@ -176,8 +215,7 @@ def train(
         )
         if stopped:
             return
-        squared_error.zero_()
-        ticked, clock = parts.images, time.monotonic()
+        clock = time.monotonic()
 
 
 def share(batch: int, worker: Worker) -> NDArray[np.int64]:
@@ -190,43 +228,34 @@ def share(batch: int, worker: Worker) -> NDArray[np.int64]:
     return places if len(places) else np.zeros(1, dtype=np.int64)
 
 
-def data_order(seed: int, images: NDArray[np.int64], size: int) -> torch.Tensor:
-    """Which training image comes as the i-th: every epoch is a new random order of all ``size`` images."""
-    epochs, positions = images // size, images % size
-    chosen = [
-        _epoch_order(seed, int(epoch), size)[position]
-        for epoch, position in zip(epochs, positions, strict=True)
-    ]
-    return torch.tensor(chosen)
+def uniforms(spec: RunSpec, images: NDArray[np.int64], places: NDArray[np.int64], batch: int) -> torch.Tensor:
+    """The numbers in [0, 1) that become these images' timesteps, float64 of shape (B,), on the host."""
+    seed = spec.budget.seed
+    if spec.curriculum.draws == "stratified":
+        return torch.from_numpy(randomness.stratified(seed, "timestep", images, places, batch))
+    return torch.from_numpy(randomness.uniform(seed, "timestep", images))
 
 
-@functools.lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return randomness.permutation(seed, "order", epoch, size)
+def visible(
+    spec: RunSpec, labels: torch.Tensor, images: NDArray[np.int64], classes: int | None
+) -> torch.Tensor | None:
+    """The labels that the network is shown, some of them hidden; None where it is shown none."""
+    if not isinstance(spec.conditioning, Classes) or classes is None:
+        return None
+    hidden = randomness.uniform(spec.budget.seed, "label", images) < spec.conditioning.dropout
+    return labels.masked_fill(torch.from_numpy(hidden).to(labels.device, non_blocking=True), classes)
 
 
-def draw(pmf: NDArray[np.float64], u: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Timesteps by the inverse of the distribution function, for ``u`` in [0, 1)."""
-    return np.minimum(np.searchsorted(np.cumsum(pmf), u, side="right"), len(pmf) - 1)
-
-
-def coefficients(
-    spec: RunSpec, alphas_bar: NDArray[np.float64], t: NDArray[np.int64], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """sqrt(abar_t) and sqrt(1 - abar_t), each (B, 1, 1, 1), and the loss weight (B,), as float32."""
-    weights = weighting.weights(spec.weighting, alphas_bar, spec.diffusion.predict)[t]
-    signal, sigma = np.sqrt(alphas_bar[t]), np.sqrt(1.0 - alphas_bar[t])
-    on_device = [
-        torch.from_numpy(values.astype(np.float32)).to(device) for values in (signal, sigma, weights)
-    ]
-    return on_device[0][:, None, None, None], on_device[1][:, None, None, None], on_device[2]
+def address(network: Network, seed: int, images: NDArray[np.int64], part: slice) -> None:
+    """Tell the network whose dropout masks it needs next."""
+    network.address(seed=seed, images=images[part])
 
 
 def rates(spec: RunSpec, progress: float, *, warmed: float) -> tuple[float, float]:
     """``(lr, beta1)`` at ``progress``; the warm-up counts the batch about to be trained, so it is never 0."""
     beta1, factor = momentum.at(spec.momentum, progress)
-    warmup = min(1.0, warmed / spec.optimizer.warmup) if spec.optimizer.warmup else 1.0
-    return spec.optimizer.lr * factor * warmup, beta1
+    factor *= learning_rate.factor(spec.optimizer.schedule, progress)
+    return spec.optimizer.lr * factor * learning_rate.warmup(warmed, spec.optimizer.warmup), beta1
 
 
 def schedules(spec: RunSpec, progress: float) -> dict[str, float]:
@@ -235,13 +264,36 @@ def schedules(spec: RunSpec, progress: float) -> dict[str, float]:
     return {tracker.TRAIN_LR: lr, tracker.TRAIN_BETA1: beta1}
 
 
-def agree(
-    worker: Worker, squared_error: torch.Tensor, seconds: float, stop: bool
-) -> tuple[float, float, bool]:
-    """The loss summed over ranks, the mean of their seconds, and whether any was asked to stop."""
-    local = torch.tensor([seconds, float(stop)], dtype=torch.float64, device=worker.device)
-    loss, total_seconds, stops = worker.sum(torch.cat([squared_error[None], local])).tolist()
-    return loss, max(total_seconds / worker.world_size, 1e-9), stops > 0
+def keep_averages(spec: RunSpec, parts: Parts, before: int, writer: StoreWriter) -> None:
+    """Store the averaged weights where that is due, for other averages to be made of them."""
+    every = spec.ema.snapshots if isinstance(spec.ema, PowerEma) else None
+    if every and timeline.crossed(before, parts.images, every=every, total=spec.budget.images) is not None:
+        for snapshot in posthoc.take(parts.ema, parts.images):
+            writer.average(snapshot)
+
+
+def gauges(spec: RunSpec, parts: Parts, images: int, seconds: float) -> dict[str, float]:
+    """What there is to say about the last ``images`` images, which took ``seconds``.
+
+    Raises:
+        Fault: training diverged.
+    """
+    reading = parts.meter.read()
+    if reading.diverged is not None:
+        image, level = reading.diverged
+        width = max(1, len(parts.process.levels) // 10)
+        low = level // width * width
+        raise Fault(
+            tracker.TRAIN_LOSS,
+            f"is not a finite number from image {image:,} on, first at timesteps {low} to {low + width - 1}",
+            "Training diverged. Try a lower optimizer.lr, or optimizer.clip: 1.0.",
+        )
+    return {
+        tracker.TRAIN_LOSS: reading.loss,
+        tracker.TRAIN_GRAD_NORM: gradient_norm(parts.network),
+        tracker.IMAGES_PER_SECOND: images / seconds,
+        **schedules(spec, parts.images / spec.budget.images),
+    }
 
 
 def gradient_norm(network: torch.nn.Module) -> float:
@@ -251,21 +303,46 @@ def gradient_norm(network: torch.nn.Module) -> float:
 
 
 def evaluate(
-    parts: Parts, marks: timeline.Marks, *, worker: Worker, track: Tracker, writer: StoreWriter
+    spec: RunSpec,
+    parts: Parts,
+    marks: timeline.Marks,
+    *,
+    worker: Worker,
+    track: Tracker,
+    writer: StoreWriter,
 ) -> dict[str, float]:
     """Measure what is due, with averaged weights, and record it; all ranks take part."""
-    network = parts.ema.networks[0]
+    network, evaluator = cast(Network, parts.ema.networks[0]), parts.evaluator
     scores: dict[str, float] = {}
     if marks.loss is not None:
-        scores |= tell(parts, track, marks.loss, {tracker.EVAL_LOSS: parts.evaluator.loss(network)})
+        losses = evaluator.losses(network)
+        found = losses.metrics()
+        if spec.eval.raw:
+            found |= as_raw(evaluator.losses(parts.network).metrics())
+        scores |= tell(parts, track, marks.loss, found)
+        parts.by_timestep.append({"step": marks.loss, **losses.bins()})
+        track.artifact(tracker.LOSS_BY_TIMESTEP, by_timestep(parts.by_timestep))
     if marks.samples is not None:
-        scores |= tell(parts, track, marks.samples, {tracker.EVAL_FRECHET: parts.evaluator.frechet(network)})
+        found = evaluator.quality(network)
+        if spec.eval.raw:
+            found |= as_raw(evaluator.quality(parts.network))
+        scores |= tell(parts, track, marks.samples, found)
     if marks.sheet is not None:
-        picture = parts.evaluator.sheet(network)
+        picture = evaluator.sheet(network)
         track.image(tracker.FIXED_NOISE_GRID, picture, step=marks.sheet)
         if worker.is_first:
             writer.sheet(marks.sheet, picture)
     return scores
+
+
+def as_raw(metrics: dict[str, float]) -> dict[str, float]:
+    """Scores of the last weights, under names that tell them from those of the averaged ones."""
+    return {key.replace("eval/", "eval/raw_", 1): value for key, value in metrics.items()}
+
+
+def by_timestep(rows: list[dict[str, Any]]) -> bytes:
+    """The loss by ranges of timesteps at each evaluation, as a file."""
+    return json.dumps(rows, indent=1).encode()
 
 
 def tell(parts: Parts, track: Tracker, step: int, metrics: dict[str, float]) -> dict[str, float]:

@@ -46,7 +46,7 @@ def uniform(seed: int, stream: str, images: NDArray[np.int64]) -> NDArray[np.flo
 
 def permutation(seed: int, stream: str, epoch: int, size: int) -> NDArray[np.int64]:
     """A random order of ``range(size)``, a pure function of its arguments."""
-    generator = np.random.Generator(np.random.Philox(key=_key(seed, f"{stream}/{epoch}")))
+    generator = np.random.Generator(np.random.Philox(key=key(seed, f"{stream}/{epoch}")))
     return generator.permutation(size)
 
 
@@ -69,16 +69,16 @@ def _words(seed: int, stream: str, images: NDArray[np.int64], count: int) -> NDA
     # One generator for the whole span: a rank's share of a batch is every n-th image, and making numbers
     # that it leaves out is cheaper than a generator for each image.
     first, last = int(images.min()), int(images.max())
-    bits = np.random.Philox(key=_key(seed, stream), counter=first * counters)
+    bits = np.random.Philox(key=key(seed, stream), counter=first * counters)
     span = bits.random_raw((last - first + 1) * counters * _WORDS_PER_COUNTER).reshape(last - first + 1, -1)
     return np.asarray(span[images - first, :count])
 
 
-def _key(seed: int, stream: str) -> int:
+def key(seed: int, stream: str) -> int:
     """A 128-bit key from the seed and the stream's name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:16], "little")
 
 
 def integer(seed: int, stream: str) -> int:
     """A 63-bit integer, to seed a library's own generator."""
-    return _key(seed, stream) >> 65
+    return key(seed, stream) >> 65

@@ -6,9 +6,12 @@ none. A lost worker costs a restart from the newest complete checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Final
@@ -29,7 +32,8 @@ from hasten.trainers.tracker import NullTracker, Tracker
 from hasten.trainers.worker import Worker
 
 _SECONDS_BETWEEN_REPORTS: Final = 2.0  # a report is a barrier over all workers
-_RESTARTS: Final = 2
+_SECONDS_BETWEEN_QUESTIONS: Final = 0.5  # whether to stop
+_RESTARTS: Final = 4  # out of memory, each halves the micro-batch
 
 
 def fit(
@@ -39,8 +43,11 @@ def fit(
     scratch: str,
     observe: Callable[[Report], None] | None = None,
     callbacks: Sequence[UserCallback] = (),
+    stop: Callable[[], bool] = session.never,
 ) -> None:
     """Train ``job`` to its end with ``execution.workers`` workers; its result is in the store afterwards.
+
+    Once ``stop`` is true, the workers write a checkpoint and end: then there is no result.
 
     Args:
         job: what to train.
@@ -48,21 +55,23 @@ def fit(
         scratch: a folder or URI for Ray's own bookkeeping, which every node reaches.
         observe: told of every report, in the process that calls ``fit``.
         callbacks: further callbacks for Ray Train's controller.
+        stop: asked in this process, a few times a second.
 
     Raises:
         ConfigError: the cluster can never hold that many workers.
         HastenError: whatever ended the training.
     """
-    require_room(job.spec.execution.workers, cpus=job.spec.execution.cpus, gpus=job.spec.execution.gpus)
+    execution = job.spec.execution
+    require_room(execution.least, cpus=execution.cpus, gpus=execution.gpus)
     # A name for each attempt: Ray's own resumption is not used, ours is exact.
     name = f"{job.run}-{secrets.token_hex(4)}"
-    with _listening(observe) as listeners:
-        trainer = TorchTrainer(
+    with _listening(observe) as listeners, _stop_sign() as sign:
+        trainer = _Trainer(
             _train_on_worker,
-            train_loop_config={"job": job, "open_tracker": open_tracker},
+            train_loop_config={"job": job, "open_tracker": open_tracker, "sign": sign},
             scaling_config=ScalingConfig(
-                num_workers=job.spec.execution.workers,
-                use_gpu=job.spec.execution.gpus > 0,
+                num_workers=execution.workers,
+                use_gpu=execution.gpus > 0,
                 resources_per_worker=resources(job),
             ),
             run_config=RunConfig(
@@ -73,7 +82,7 @@ def fit(
             ),
         )
         try:
-            trainer.fit()
+            _until_done(trainer, sign, stop)
         except TrainingFailedError as error:
             raise _cause(error, job) from error
         finally:
@@ -117,17 +126,72 @@ def _train_on_worker(config: dict[str, Any]) -> None:
         device=ray.train.torch.get_device(),
     )
     track: Tracker = config["open_tracker"]() if worker.is_first else NullTracker()
-    reported = 0.0
+    reported, stopped = 0.0, False
     try:
-        for report in session.run(job, worker=worker, track=track):
+        stop = _watching(config["sign"]) if worker.is_first else session.never
+        for report in session.run(job, worker=worker, track=track, stop=stop):
+            stopped = report.stopped
             # The seconds are the same on every rank, so all ranks decide alike.
             if report.evaluated or report.seconds - reported >= _SECONDS_BETWEEN_REPORTS:
                 reported = report.seconds
                 ray.train.report({**report.metrics, "report": asdict(report)})
-        track.close("finished")
+        track.close("stopped" if stopped else "finished")
     except HastenError:
         track.close("failed")
         raise
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer without its handler of SIGINT, which would abort without a last checkpoint."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing: whoever calls :func:`fit` decides when to stop."""
+
+
+def _until_done(trainer: _Trainer, sign: Any, stop: Callable[[], bool]) -> None:
+    """Wait for the training on this thread, where signals arrive, while Ray waits on another."""
+    ended: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=fit, daemon=True, name="ray-train").start()
+    told = False
+    while not ended.done():
+        with contextlib.suppress(TimeoutError):
+            ended.exception(timeout=_SECONDS_BETWEEN_QUESTIONS)
+        if stop() and not told:
+            sign.put_nowait("stop")
+            told = True
+    ended.result()
+
+
+@contextmanager
+def _stop_sign() -> Iterator[Queue]:
+    """Not empty once the workers should stop."""
+    sign = Queue(actor_options={"num_cpus": 0})
+    try:
+        yield sign
+    finally:
+        sign.shutdown(force=True)
+
+
+def _watching(sign: Queue) -> Callable[[], bool]:
+    """Whether the sign is up, asked on a thread of its own: training never waits for the answer."""
+    seen = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):  # it goes when the training does
+            while sign.empty():
+                time.sleep(_SECONDS_BETWEEN_QUESTIONS)
+            seen.set()
+
+    threading.Thread(target=watch, daemon=True, name="stop-sign").start()
+    return seen.is_set
 
 
 class _Forward(UserCallback):  # type: ignore[misc]

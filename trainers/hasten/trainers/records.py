@@ -23,8 +23,10 @@ class RunResult(BaseModel):
 
     ``seconds`` were spent training, over all attempts; ``wall_seconds`` passed in the last attempt, with
     evaluation, checkpoints and loading. ``metrics`` are the final values under their MLflow names;
-    ``history`` holds every point in order of step; ``spec`` is the resolved recipe; ``environment`` records
-    what does not enter the fingerprint (versions, device, threads, world size).
+    ``history`` holds every point in order of step; ``by_timestep`` the held-out loss of equal ranges of
+    timesteps at each evaluation; ``evaluation`` all that a score depends on beside the network; ``spec`` is
+    the resolved recipe; ``environment`` records what does not enter the fingerprint (versions, device,
+    threads, world size).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
@@ -38,6 +40,8 @@ class RunResult(BaseModel):
     wall_seconds: float = 0.0
     metrics: dict[str, float]
     history: list[Point] = Field(default_factory=list)
+    by_timestep: list[dict[str, Any]] = Field(default_factory=list)
+    evaluation: dict[str, Any] = Field(default_factory=dict)
     checkpoint: str | None = None
     spec: dict[str, Any]
     data_digest: str

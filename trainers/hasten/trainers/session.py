@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, Final, cast
 
 import torch
 import yaml
 
-from hasten.trainers import data, diffusion, loop, networks, tracker
+from hasten.trainers import ema, loop, memory, networks, optimizers, samplers, sources, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
-from hasten.trainers.ema import PowerEma
-from hasten.trainers.errors import ConfigError
 from hasten.trainers.evaluation import Evaluator
 from hasten.trainers.loop import Parts, Report
+from hasten.trainers.loss import LossWeights
+from hasten.trainers.meters import Meter
+from hasten.trainers.networks import Network
+from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
-from hasten.trainers.specs import RunSpec
+from hasten.trainers.specs import Classes, RunSpec
+from hasten.trainers.subject import subject_of
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_BUCKET_MB: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,18 +69,8 @@ def job(spec: RunSpec, storage_uri: str) -> Job:
     Raises:
         ConfigError: the data set is missing, or does not fit the recipe.
     """
-    location = data.uri(spec.data.source, storage_uri)
-    manifest = data.read_manifest(location)
-    if manifest.resolution != spec.data.resolution:
-        problem = (
-            f"is {spec.data.resolution}, but the images of {location} are {manifest.resolution} pixels wide"
-        )
-        raise ConfigError("data.resolution", problem, f"Set it to {manifest.resolution}, or import again.")
-    training = int(manifest.count * (1.0 - spec.data.holdout))
-    if spec.optimizer.batch > training:
-        problem = f"{spec.optimizer.batch} is more than the {training} training images of {location}"
-        raise ConfigError("optimizer.batch", problem)
-    return Job(spec=spec, data_uri=location, data_digest=manifest.digest, storage_uri=storage_uri)
+    found = sources.find(spec, storage_uri)
+    return Job(spec=spec, data_uri=found.uri, data_digest=found.digest, storage_uri=storage_uri)
 
 
 def never() -> bool:
@@ -90,13 +88,42 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
     Raises:
         Fault: training diverged, or the storage failed.
     """
-    store, started = RunStore(job.uri), time.monotonic()
+    store = RunStore(job.uri)
     if worker.agree("finished" if worker.is_first and store.result() else None):
         retell(job, track)
         return
     make_deterministic(job.spec.execution.threads)
     track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
-    parts = assemble(job, worker)
+    if worker.is_first:
+        store.write_recipe(job.resolved())
+    while True:
+        micro_batch = int(worker.agree(str(memory.micro_batch(job.spec, store, worker.world_size))) or 1)
+        try:
+            yield from _attempt(job, store, micro_batch, worker=worker, track=track, stop=stop)
+            return
+        except Exception as error:
+            if not memory.is_exhausted(error):
+                raise
+            smaller = memory.halved(store, micro_batch, worker.world_size)
+            if worker.world_size > 1:
+                raise smaller from error  # the others wait for this worker: all must start anew
+            log.warning("%s", smaller)
+        if worker.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _attempt(
+    job: Job,
+    store: RunStore,
+    micro_batch: int,
+    *,
+    worker: Worker,
+    track: Tracker,
+    stop: Callable[[], bool],
+) -> Iterator[Report]:
+    """From the newest complete checkpoint to the end."""
+    started = time.monotonic()
+    parts = assemble(job, worker, micro_batch=micro_batch)
     latest = worker.agree(store.latest() if worker.is_first else None)
     resumed_from = None
     if latest:
@@ -108,6 +135,7 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
         checkpoint = writer.wait()
     finally:
         writer.close()
+        parts.close()
     if worker.is_first and parts.images >= job.spec.budget.images:
         measured = result(job, parts, worker=worker, resumed_from=resumed_from)
         ending = {
@@ -125,61 +153,65 @@ def retell(job: Job, track: Tracker) -> None:
     if result is None:
         return
     track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
+    track.artifact(tracker.LOSS_BY_TIMESTEP, loop.by_timestep(result.by_timestep))
     for point in result.history:
         track.metrics(point.metrics, step=point.step)
     for step, picture in store.sheets():
         track.image(tracker.FIXED_NOISE_GRID, picture, step=step)
 
 
-def assemble(job: Job, worker: Worker) -> Parts:
+def assemble(job: Job, worker: Worker, *, micro_batch: int | None = None) -> Parts:
     """A run's parts as they are before the first image."""
     spec = job.spec
-    dataset = data.read(job.data_uri, job.data_digest)
-    train, held_out = dataset.split(spec.data.holdout)
-    if not len(held_out):
-        raise ConfigError(
-            "data.holdout", f"{spec.data.holdout} leaves nothing held out of {len(train)} images"
-        )
-    alphas_bar = diffusion.alphas_bar(spec.diffusion)
+    source = sources.opened(job.data_uri, job.data_digest)
+    conditional = isinstance(spec.conditioning, Classes)
     network = networks.build(
         spec.model,
-        resolution=spec.data.resolution,
-        channels=dataset.manifest.channels,
+        shape=sources.shape(source),
+        classes=sources.classes(source) if conditional else None,
         seed=spec.budget.seed,
     ).to(worker.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=spec.optimizer.lr,
-        betas=(0.9, spec.optimizer.beta2),
-        weight_decay=spec.optimizer.weight_decay,
-        fused=True,
-    )
-    evaluator = Evaluator(
-        spec.eval,
-        diffusion=spec.diffusion,
-        alphas_bar=alphas_bar,
-        train=dataset.pixels[train],
-        held_out=dataset.pixels[held_out],
-        worker=worker,
-    )
+    if spec.execution.channels_last:
+        network = cast(Network, network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    process = Process(spec.diffusion, worker.device)
+    subject = subject_of(source, spec.eval, holdout=spec.data.holdout, conditional=conditional)
+    share = -(-spec.optimizer.batch // worker.world_size)
+    micro_batch = min(micro_batch or share, share)
     return Parts(
         network=network,
-        model=distributed(network, worker),
-        optimizer=optimizer,
-        ema=PowerEma(network, spec.ema.stds),
-        pixels=torch.from_numpy(dataset.pixels[train]).to(worker.device),
-        alphas_bar=alphas_bar,
-        evaluator=evaluator,
+        model=launched(network, spec, worker, whole_batches=micro_batch == share),
+        optimizer=optimizers.build(spec.optimizer, network.parameters()),
+        ema=ema.build(spec.ema, network),
+        reader=sources.reader(source, spec, worker),
+        process=process,
+        sampler=samplers.build(
+            spec.curriculum, process.levels.alphas_bar, device=worker.device, worker=worker
+        ),
+        weights=LossWeights(spec.weighting, process, worker.device),
+        meter=Meter(worker),
+        evaluator=Evaluator(spec.eval, process=process, subject=subject, worker=worker),
+        micro_batch=micro_batch,
     )
 
 
-def distributed(network: torch.nn.Module, worker: Worker) -> torch.nn.Module:
-    """The network in DDP where there are several workers."""
+def launched(
+    network: torch.nn.Module, spec: RunSpec, worker: Worker, *, whole_batches: bool
+) -> torch.nn.Module:
+    """The network as the loop calls it: compiled where asked for, in DDP where there are several workers."""
+    model = network
+    if spec.execution.compile != "no":
+        # A short last batch compiles again: cheaper than dynamic shapes throughout.
+        model = cast(torch.nn.Module, torch.compile(network, mode=spec.execution.compile, dynamic=False))
     if worker.world_size == 1:
-        return network
-    ids = [worker.device.index] if worker.device.type == "cuda" else None
+        return model
     return torch.nn.parallel.DistributedDataParallel(
-        network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+        model,
+        device_ids=[worker.device.index] if worker.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        # One bucket for a small network: splitting its gradient costs more than it could hide.
+        bucket_cap_mb=_BUCKET_MB,
+        static_graph=whole_batches,
     )
 
 
@@ -205,6 +237,8 @@ def result(job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None) 
         seconds=parts.seconds,
         metrics=metrics,
         history=sorted(parts.history, key=lambda point: point.step),
+        by_timestep=parts.by_timestep,
+        evaluation=parts.evaluator.spec_record(),
         spec=job.spec.model_dump(mode="json"),
         data_digest=job.data_digest,
         environment=environment(job, worker),

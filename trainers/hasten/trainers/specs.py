@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from hasten.trainers import config
+from hasten.trainers import architectures, config, learning_rate, momentum, weighting
+from hasten.trainers.architectures import Architecture
+from hasten.trainers.averaging import Averaging
 from hasten.trainers.config import Spec
 from hasten.trainers.curriculum import Curriculum
 from hasten.trainers.diffusion import Diffusion
+from hasten.trainers.learning_rate import LearningRate
 from hasten.trainers.momentum import Momentum
 from hasten.trainers.weighting import Weighting
 
@@ -24,39 +27,76 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 class Data(Spec):
-    """Images of one size. ``source`` is an imported data set's name, a folder or an s3:// prefix."""
+    """What to train on: an imported data set's name, a folder or s3:// prefix of one, or ``mixture:NAME``.
+
+    ``shuffle`` is the window, in images, within which a larger data set is shuffled each epoch; ``flip``
+    mirrors every other image at random.
+    """
 
     source: Annotated[str, Field(min_length=1)]
-    resolution: Annotated[int, Field(ge=4, le=1024)]
+    resolution: Annotated[int, Field(ge=1, le=1024)]
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    flip: bool = False
+    shuffle: Annotated[int, Field(ge=1024)] = 16_384
 
 
-class Unet(Spec):
-    """diffusers' ``UNet2DModel``: ``channels`` times each multiplier, one resolution a multiplier."""
+class Unconditional(Spec):
+    """Labels are not looked at."""
 
-    kind: Literal["unet"]
-    channels: Annotated[int, Field(ge=8, multiple_of=8)] = 16
-    multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2)
-    layers: Count = 1
-    attention: bool = False
+    kind: Literal["none"]
 
 
-class AdamW(Spec):
-    """AdamW; ``warmup`` is the fraction of the budget over which the rate rises linearly."""
+class Classes(Spec):
+    """Class-conditional: each image's label is hidden from the network with probability ``dropout``.
 
-    kind: Literal["adamw"]
+    A network that was trained with some dropout can be guided (arXiv 2207.12598).
+    """
+
+    kind: Literal["classes"]
+    dropout: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+
+
+Conditioning = Annotated[Unconditional | Classes, Field(discriminator="kind")]
+
+
+class _Optimizer(Spec):
+    """``lr`` is the base rate, which ``schedule``, ``momentum`` and the warm-up multiply.
+
+    ``batch`` images are in an update, over all workers; over the first ``warmup`` of the budget the rate
+    rises linearly; gradients longer than ``clip`` are shortened to it.
+    """
+
     lr: Annotated[float, Field(gt=0.0)]
     batch: Count = 64
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
-    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    schedule: LearningRate = learning_rate.Constant(kind="constant")
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    clip: Annotated[float, Field(gt=0.0)] | None = None
 
 
-class PowerEma(Spec):
-    """EDM2's power-function average; each of ``stds`` is a width relative to the training length."""
+class AdamW(_Optimizer):
+    """AdamW (arXiv 1711.05101); its momentum is an average of gradients."""
 
-    kind: Literal["power"]
-    stds: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=0.289)], ...], Field(min_length=1)] = (0.05,)
+    kind: Literal["adamw"]
+    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+
+    @property
+    def convention(self) -> Literal["average", "heavy_ball"]:
+        return "average"
+
+
+class Sgd(_Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    ``convention: heavy_ball`` adds gradients up, v = beta v + g, so that the whole step is lr / (1 - beta);
+    ``average`` averages them, v = beta v + (1 - beta) g.
+    """
+
+    kind: Literal["sgd"]
+    convention: Literal["average", "heavy_ball"] = "heavy_ball"
+
+
+Optimizer = Annotated[AdamW | Sgd, Field(discriminator="kind")]
 
 
 class Budget(Spec):
@@ -67,18 +107,55 @@ class Budget(Spec):
 
 
 class LossEval(Spec):
-    """Held-out loss on fixed noise, at multiples of ``every`` of the budget, on up to ``images`` images."""
+    """Held-out loss on fixed noise, at multiples of ``every`` of the budget, on up to ``images`` images.
+
+    Overall, and in ``bins`` equal ranges of timesteps.
+    """
 
     every: Fraction = 0.1
     images: Count = 360
+    bins: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class Pixels(Spec):
+    """The pixels themselves, scaled to [0, 1]: for small images."""
+
+    kind: Literal["pixels"]
+
+
+class Classifier(Spec):
+    """The last hidden layer of the small classifier that is kept with a labelled data set."""
+
+    kind: Literal["classifier"]
+
+
+class Inception(Spec):
+    """Inception v3's pool features; ``weights`` is a path or URI of the published FID weights."""
+
+    kind: Literal["inception"]
+    weights: Annotated[str, Field(min_length=1)]
+
+
+Features = Annotated[Pixels | Classifier | Inception, Field(discriminator="kind")]
+Metric = Literal["frechet", "kid", "precision", "recall", "memorization"]
+Sampler = Literal["ddim", "dpm++", "heun"]
 
 
 class SampleEval(Spec):
-    """Fréchet distance on ``images`` samples of ``steps`` DDIM steps, at these fractions of the budget."""
+    """``metrics`` on ``images`` samples of ``steps`` network evaluations, at these fractions of the budget.
+
+    ``guidance`` w > 1 (class-conditional networks only) answers with unconditional + w (conditional -
+    unconditional); ``reference`` is how many training images the samples are compared with, at most.
+    """
 
     at: tuple[Fraction, ...] = (1.0,)
     images: Annotated[int, Field(ge=2)] = 600
     steps: Count = 25
+    sampler: Sampler = "ddim"
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0
+    features: Features = Pixels(kind="pixels")
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("frechet",)
+    reference: Annotated[int, Field(ge=2)] = 50_000
 
 
 class GridEval(Spec):
@@ -90,22 +167,63 @@ class GridEval(Spec):
 
 
 class Eval(Spec):
-    """How quality is measured: never a function of the curriculum, recorded with every score."""
+    """How quality is measured: never a function of the curriculum, recorded with every score.
+
+    ``raw`` scores the last weights too, beside the averaged ones.
+    """
 
     loss: LossEval = LossEval()
     samples: SampleEval = SampleEval()
     grid: GridEval = GridEval()
+    raw: bool = False
+
+
+def _one_or_range(value: Any) -> str:
+    return "range" if isinstance(value, (list, tuple)) else "one"
+
+
+Workers = Annotated[
+    Annotated[Count, Tag("one")] | Annotated[tuple[Count, Count], Tag("range")], Discriminator(_one_or_range)
+]
 
 
 class Execution(Spec):
-    """Where and how a run is computed. Nothing here enters the fingerprint."""
+    """Where and how a run is computed. Nothing here enters the fingerprint.
+
+    ``workers`` is a number, or with Ray a range [least, most]: the run then takes what the cluster has. The
+    global batch is the same for any of them. ``micro_batch`` is how many images a worker takes through the
+    network at once; out of memory, it is halved.
+    """
 
     launcher: Literal["local", "ray"] = "local"
-    workers: Count = 1
+    workers: Workers = 1
     threads: Count = 1
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     checkpoint_every: Fraction = 0.1
+    reader: Literal["auto", "resident", "streaming"] = "auto"
+    evaluation: Literal["inline", "background"] = "inline"
+    micro_batch: Count | None = None
+    channels_last: bool = False
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune-no-cudagraphs"] = "no"
+
+    @property
+    def least(self) -> int:
+        """The fewest workers to train with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The most workers to train with."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"workers: [{self.least}, {self.most}] must be [least, most]")
+        if self.least < self.most and self.launcher != "ray":
+            raise ValueError(f"workers: a range [{self.least}, {self.most}] needs launcher: ray")
+        return self
 
 
 class RunSpec(Spec):
@@ -113,13 +231,14 @@ class RunSpec(Spec):
 
     name: Name
     data: Data
-    model: Unet
+    model: Architecture
     diffusion: Diffusion
+    conditioning: Conditioning = Unconditional(kind="none")
     curriculum: Curriculum
     weighting: Weighting
-    optimizer: AdamW
+    optimizer: Optimizer
     momentum: Momentum
-    ema: PowerEma
+    ema: Averaging
     precision: Literal["fp32", "bf16"] = "fp32"
     budget: Budget
     eval: Eval = Eval()
@@ -127,24 +246,27 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        batch, levels = self.optimizer.batch, len(self.model.multipliers)
+        batch = self.optimizer.batch
         if batch > self.budget.images:
             raise ValueError(f"optimizer.batch: {batch} is more than budget.images ({self.budget.images})")
-        if self.execution.workers > batch:
-            raise ValueError(f"execution.workers: {self.execution.workers} cannot share a batch of {batch}")
-        if self.data.resolution % 2 ** (levels - 1):
-            problem = f"{self.data.resolution} cannot be halved {levels - 1} times (model.multipliers)"
+        if self.execution.most > batch:
+            raise ValueError(f"execution.workers: {self.execution.most} cannot share a batch of {batch}")
+        side = self.data.resolution
+        if problem := architectures.fits(self.model, (1, side, side)):
             raise ValueError(f"data.resolution: {problem}")
+        if problem := weighting.conflict(self.curriculum, self.weighting):
+            raise ValueError(f"weighting: {problem}")
+        convention, schedule = self.optimizer.convention, self.optimizer.schedule
+        if problem := momentum.conflict(self.momentum, convention=convention, schedule=schedule):
+            raise ValueError(f"momentum: {problem}")
+        if self.eval.samples.guidance != 1.0 and isinstance(self.conditioning, Unconditional):
+            raise ValueError("eval.samples.guidance: needs conditioning: {kind: classes}")
         return self
 
     def identity(self, data_digest: str) -> dict[str, Any]:
         """What is computed, as plain data: the data by its digest, never by its address."""
         fields = self.model_dump(mode="json", exclude={"name", "execution"})
-        fields["data"] = {
-            "digest": data_digest,
-            "resolution": self.data.resolution,
-            "holdout": self.data.holdout,
-        }
+        fields["data"] = self.data.model_dump(mode="json", exclude={"source"}) | {"digest": data_digest}
         return fields
 
     def fingerprint(self, data_digest: str) -> str:

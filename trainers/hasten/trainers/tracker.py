@@ -20,9 +20,11 @@ TRAIN_LR: Final = "train/lr"
 TRAIN_BETA1: Final = "train/beta1"
 TRAIN_GRAD_NORM: Final = "train/grad_norm"
 EVAL_LOSS: Final = "eval/loss"
+EVAL_EXCESS: Final = "eval/excess_loss"
 EVAL_FRECHET: Final = "eval/frechet"
 IMAGES_PER_SECOND: Final = "perf/images_per_second"
 FIXED_NOISE_GRID: Final = "samples/fixed_noise"
+LOSS_BY_TIMESTEP: Final = "eval/loss_by_timestep.json"
 RESOLVED_CONFIG: Final = "config/resolved.yaml"
 
 

@@ -30,6 +30,16 @@ class Worker:
             dist.all_reduce(values)
         return values
 
+    def mean(self, value: float) -> float:
+        """The mean of every worker's ``value``; all workers must call it."""
+        return self.sum(torch.tensor(value, dtype=torch.float64, device=self.device)).item() / self.world_size
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Every worker's ``values``, stacked by rank; all workers must call it."""
+        everyone = values.new_zeros((self.world_size, *values.shape))
+        everyone[self.rank] = values
+        return self.sum(everyone)
+
     def agree(self, value: str | None) -> str | None:
         """Rank 0's ``value``, on every rank."""
         if self.world_size == 1:
