@@ -135,6 +135,25 @@ def test_a_run_is_found_again_and_continued(tracking, client, study):
     assert not list(tracking.spool.iterdir())
 
 
+def test_files_are_attached_to_every_run_of_a_fingerprint(tracking, client, study):
+    """Whichever experiments they are in; and nothing else of the runs changes."""
+    shared = {"hasten.fingerprint": f"f-{study}"}
+    ids = []
+    for experiment in (study, f"{study}-other"):
+        tags = {"hasten.trial": "a", "hasten.study": experiment, **shared}
+        track = tracking.open(RunIdentity(experiment=experiment, name="a", kind="trial", tags=tags))
+        track.close("finished")
+        ids.append(track.run_id)
+    before = [client.get_run(run_id).info.end_time for run_id in ids]
+    files = {"analyses/x/a.json": b"{}", "analyses/x/b.html": b"<p>"}
+    assert tracking.attach(f"f-{study}", files) == 2
+    assert tracking.attach("f-nobody", files) == 0
+    for run_id in ids:
+        assert sorted(file.path for file in client.list_artifacts(run_id, "analyses/x")) == sorted(files)
+        assert client.get_run(run_id).info.status == "FINISHED"
+    assert [client.get_run(run_id).info.end_time for run_id in ids] == before
+
+
 def test_a_run_can_be_looked_up_and_ended_from_outside(tracking, study):
     identity = trial_of(study, "a")
     assert tracking.run_id(identity) is None

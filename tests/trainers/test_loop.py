@@ -101,7 +101,7 @@ def test_evaluation_judges_the_averaged_weights(job_of: JobOf) -> None:
     narrow, wide = parts.ema.networks
 
     def loss(network: Any) -> float:
-        return parts.evaluator.losses(network).loss
+        return parts.scorer.evaluator.losses(network).loss
 
     assert judged[256][tracker.EVAL_LOSS] == loss(narrow)
     assert len({loss(narrow), loss(wide), loss(parts.network)}) == 3
@@ -285,6 +285,7 @@ def test_labels_are_hidden_at_the_stated_rate_and_by_address(job_of: JobOf) -> N
         {"data.flip": True},
         {"execution.micro_batch": 10},
         {"execution.reader": "streaming"},
+        {"execution.evaluation": "background", "eval.raw": True},
     ],
     ids=lambda changes: ",".join(f"{key}={value}" for key, value in changes.items())[:60],
 )
@@ -311,3 +312,32 @@ def test_every_kind_of_run_learns_and_resumes_to_the_bit(
     assert_same(outcome(stopped), outcome(plain))
     losses = history_of(plain, tracker.EVAL_LOSS)
     assert losses[640] < losses[0]
+
+
+def test_scores_of_another_process_are_the_loops_own(
+    bind: Callable[..., Job],
+    run: Run,
+    outcome: Callable[[Job], Any],
+    assert_same: Callable[[Any, Any], None],
+    tmp_path: Path,
+) -> None:
+    """Also when the run is killed with evaluations pending: the checkpoint knows what was asked."""
+    changes = {"eval.raw": True, "eval.loss.every": 0.2, "execution.checkpoint_every": 0.1}
+    inline, killed = (
+        bind(tmp_path / "inline", changes),
+        bind(tmp_path / "killed", {**changes, "execution.evaluation": "background"}),
+    )
+    list(run(inline))
+    reports = run(killed)
+    # What was asked for last cannot be known yet when the checkpoint of the same moment is written.
+    for report in reports:
+        if report.images >= 320:
+            break
+    reports.close()
+    store = RunStore(killed.uri)
+    pending = store.load(store.latest() or "")["scorer"]
+    assert pending[-1]["marks"]["sheet"] == 320
+    assert pending[-1]["averaged"].keys() == pending[-1]["last"].keys()
+    list(run(killed))
+    assert_same(outcome(killed), outcome(inline))
+    assert RunStore(killed.uri).result().evaluation == RunStore(inline.uri).result().evaluation

@@ -15,9 +15,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hasten.platform import stack_cli
+from hasten.platform import analyzing, stack_cli
 from hasten.trainers import config
-from hasten.trainers.errors import HastenError
+from hasten.trainers.errors import ConfigError, Fault, HastenError
 
 app = typer.Typer(
     name="hasten",
@@ -28,6 +28,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in the store.")
 app.add_typer(data_app, name="data")
+app.add_typer(analyzing.app, name="analyze", rich_help_panel="Use a model")
 for command in (stack_cli.up, stack_cli.down, stack_cli.status, stack_cli.doctor):
     app.command(rich_help_panel="The local stack")(command)
 
@@ -206,35 +207,89 @@ def export(
 
 @data_app.command("import")
 def data_import(
-    source: str, name: Annotated[str | None, typer.Argument()] = None, json: Json = False
+    source: Annotated[str, typer.Argument(help="digits, or a folder, file or pattern on a disk or in S3.")],
+    name: Annotated[str | None, typer.Argument(help="What recipes call it.")] = None,
+    format: Annotated[  # noqa: A002  the option's name
+        str, typer.Option(help="auto, imagefolder, parquet, webdataset, arrays or latents.")
+    ] = "auto",
+    resolution: Annotated[
+        int | None, typer.Option(min=1, help="Side in pixels; by default as it is.")
+    ] = None,
+    fit: Annotated[
+        Literal["crop", "pad", "stretch"], typer.Option(help="How images become square.")
+    ] = "crop",
+    channels: Annotated[int | None, typer.Option(help="1 or 3; by default as they are.")] = None,
+    labels: Annotated[str, typer.Option(help="auto, none, or a Parquet column.")] = "auto",
+    max_rejected: Annotated[float, typer.Option(help="Share of images that may be refused.")] = 0.01,
+    scale: Annotated[float | None, typer.Option(help="Of latents; by default 1/standard deviation.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Files read at once, on Ray.")] = None,
+    json: Json = False,
 ) -> None:
-    """Import images into the store as the data set NAME. Built in: digits."""
+    """Import images or latents into the store as the data set NAME; again: only if something changed."""
     from hasten.platform import importing
     from hasten.platform.connection import connected
+    from hasten.trainers.data import BUILT_IN
 
+    if name is None and source not in BUILT_IN:
+        raise ConfigError("NAME", "is missing", f"Say what to call it: hasten data import {source} NAME.")
     show = console(json)
     services = connected(show)
-    manifest, changed = importing.import_dataset(source, name or source, services.storage_uri)
+    manifest, changed = importing.import_dataset(
+        source,
+        name or source,
+        services.storage_uri,
+        format=format,
+        resolution=resolution,
+        fit=fit,
+        channels=channels,
+        labels=labels,
+        max_rejected=max_rejected,
+        scale=scale,
+        workers=workers,
+        console=show,
+    )
     what = "imported" if changed else "unchanged"
-    show.print(f"{manifest.name}: {what}, {manifest.count:,} images, digest {manifest.digest[:12]}")
+    show.print(
+        f"{manifest.name}: {what}, {manifest.count:,} images, digest {manifest.digest[:12]}", markup=False
+    )
+    for kind, number in manifest.report.items():
+        show.print(f"  {kind}: {number:,}", markup=False)
     finish({"status": what, **manifest.model_dump(mode="json")}, json)
 
 
 @data_app.command("describe")
-def data_describe(name: str, json: Json = False) -> None:
+def data_describe(
+    name: str,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything, and check it.")] = False,
+    json: Json = False,
+) -> None:
     """What a data set in the store holds."""
     from hasten.platform.connection import connected
     from hasten.trainers import data
 
     show = console(json)
     services = connected(show)
-    manifest = data.read_manifest(data.uri(name, services.storage_uri))
-    size = f"{manifest.resolution}x{manifest.resolution}x{manifest.channels}"
+    location = data.uri(name, services.storage_uri)
+    manifest = data.read_manifest(location)
+    channels, height, width = manifest.shape
+    size = f"{height}x{width}x{channels} ({manifest.dtype})"
     show.print(
-        f"{manifest.name}: {manifest.count:,} images of {size}, digest {manifest.digest}", soft_wrap=True
+        f"{manifest.name}: {manifest.count:,} images of {size}, digest {manifest.digest}",
+        soft_wrap=True,
+        markup=False,
     )
-    show.print(f"from {manifest.source}, in {len(manifest.shards)} shard(s)")
-    finish(manifest.model_dump(mode="json"), json)
+    classes = f"{manifest.classes} classes" if manifest.classes else "no labels"
+    show.print(f"from {manifest.source}, {classes}, in {len(manifest.shards)} shard(s)", markup=False)
+    for kind, number in manifest.report.items():
+        show.print(f"  {kind}: {number:,}", markup=False)
+    problems = data.verify(location) if verify else []
+    for problem in problems:
+        show.print(f"  damaged: {problem}", markup=False)
+    if verify and not problems:
+        show.print("everything was read and is as it was written")
+    finish({**manifest.model_dump(mode="json"), "problems": problems}, json)
+    if problems:
+        raise Fault(location, f"{len(problems)} problem(s) found", "Import the data set again.")
 
 
 def console(json: bool) -> Console:

@@ -111,7 +111,9 @@ def _labels(network: Network, count: int, wanted: Sequence[int]) -> NDArray[np.i
     in_turn = np.array(list(wanted) or range(network.classes or 1), dtype=np.int64)
     strange = in_turn[(in_turn < 0) | (in_turn >= (network.classes or np.inf))]
     if len(strange):
-        raise ConfigError("label", f"{strange[0]} is not one of the model's, 0 to {(network.classes or 1) - 1}")
+        raise ConfigError(
+            "label", f"{strange[0]} is not one of the model's, 0 to {(network.classes or 1) - 1}"
+        )
     return in_turn[np.arange(count) % len(in_turn)]
 
 

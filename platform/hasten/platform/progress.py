@@ -92,7 +92,7 @@ class RunBar:
 @contextmanager
 def run(console: Console, name: str, total: int) -> Iterator[RunBar]:
     """A bar for one run of ``total`` images."""
-    with _bars(console, "{task.fields[text]}") as bars:
+    with progress_bars(console, "{task.fields[text]}") as bars:
         yield RunBar(console, name, bars, bars.add_task(name, total=total, text=""))
 
 
@@ -157,7 +157,7 @@ class Board:
 @contextmanager
 def board(console: Console, name: str, totals: Mapping[str, int]) -> Iterator[Board]:
     """A board for the trials of a study; ``totals`` are their images."""
-    with _bars(console, "{task.fields[text]}") as bars:
+    with progress_bars(console, "{task.fields[text]}") as bars:
         text = f"0 of {len(totals)} trials"
         yield Board(console, bars, bars.add_task(name, total=sum(totals.values()), text=text), totals)
 
@@ -166,7 +166,7 @@ def board(console: Console, name: str, totals: Mapping[str, int]) -> Iterator[Bo
 def steps(console: Console, name: str, items: Iterable[str]) -> Iterator[Iterator[str]]:
     """A bar over items that are handled one after the other."""
     listed = list(items)
-    with _bars(console, "{task.fields[text]}") as bars:
+    with progress_bars(console, "{task.fields[text]}") as bars:
         task = bars.add_task(name, total=len(listed), text="")
 
         def walk() -> Iterator[str]:
@@ -178,7 +178,7 @@ def steps(console: Console, name: str, items: Iterable[str]) -> Iterator[Iterato
         yield walk()
 
 
-def _bars(console: Console, text: str) -> Progress:
+def progress_bars(console: Console, text: str) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_WIDTH),

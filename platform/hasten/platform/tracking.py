@@ -219,7 +219,7 @@ class _Mlflow:
             runs = self._search(identity.experiment, identity.searched())
             return next((_seen(run) for run in runs if ATTEMPT in run.data.tags), None)
 
-    def seen(self, experiment: str, tags: Mapping[str, str]) -> list[Seen]:
+    def seen(self, experiment: str | None, tags: Mapping[str, str]) -> list[Seen]:
         with judged():
             return [_seen(run) for run in self._search(experiment, tags)]
 
@@ -232,11 +232,14 @@ class _Mlflow:
             if correction.is_orphan:
                 self.client.delete_run(correction.run_id)
 
-    def _search(self, experiment: str, tags: Mapping[str, str]) -> list[Any]:
-        """The active runs with all of these tags, oldest first."""
+    def _search(self, experiment: str | None, tags: Mapping[str, str]) -> list[Any]:
+        """The active runs with all of these tags, in one experiment or in all, oldest first."""
         condition = " and ".join(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        experiments = [self.experiment_id(experiment)]
+        if experiment is None:
+            experiments = [found.experiment_id for found in self.client.search_experiments()]
+        else:
+            experiments = [self.experiment_id(experiment)]
         page = self.client.search_runs(experiments, condition, order_by=order)
         runs = list(page)
         while page.token:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hasten.platform import shared_view
-from hasten.platform.identity import NOTE, STUDY, RunIdentity
+from hasten.platform.identity import FINGERPRINT, NOTE, STUDY, RunIdentity
 from hasten.platform.outage import check_uri, spoken
 from hasten.platform.reconciliation import Correction, Seen, corrections
 from hasten.platform.replay import TrialDoor, replay
@@ -32,8 +32,8 @@ class Server(TrialDoor, Protocol):
     def existing(self, identity: RunIdentity) -> Seen | None:
         """The run of an identity, or None; makes nothing."""
 
-    def seen(self, experiment: str, tags: Mapping[str, str]) -> list[Seen]:
-        """The runs of an experiment that have all of these tags."""
+    def seen(self, experiment: str | None, tags: Mapping[str, str]) -> list[Seen]:
+        """The runs of an experiment, or of all, that have all of these tags."""
 
     def correct(self, correction: Correction) -> None:
         """Set what a correction says."""
@@ -120,6 +120,22 @@ class Tracks(ABC):
             found = server.existing(identity)
             if found and found.status == "RUNNING":
                 server.end(found.run_id, status, time=time.time_ns() // 1_000_000)
+
+    def attach(self, fingerprint: str, files: Mapping[str, bytes]) -> int:
+        """Add small files, by path, to every run of this fingerprint; how many runs that were.
+
+        A study's trial and a run by itself may be the same run. Neither status nor times change.
+
+        Raises:
+            Fault: the server does not answer or refuses us.
+        """
+        with spoken(self.uri):
+            server = self._server()
+            found = server.seen(None, {FINGERPRINT: fingerprint})
+            for run in found:
+                for path, content in files.items():
+                    server.upload(run.run_id, {"artifact": path}, content)
+        return len(found)
 
     def replay(self) -> int:
         """Send what dead processes and outages left in this machine's spool; how many runs that were.

@@ -23,7 +23,7 @@ from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import Fault, Stopped
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
-from hasten.trainers.tracker import NullTracker, Tracker
+from hasten.trainers.tracker import EndStatus, NullTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,7 @@ def _on_ray(
     from hasten.trainers import ray_train
 
     cluster.attach(services)
+    how: EndStatus = "failed"
     try:
         with progress.run(console, job.run, job.spec.budget.images) as bar, _stop_on_signal() as stop:
             ray_train.fit(
@@ -130,11 +131,22 @@ def _on_ray(
                 observe=bar.observe,
                 stop=stop.is_set,
             )
-        if RunStore(job.uri).result() is None:
-            raise Stopped(job.run, "stopped at a checkpoint", "The same command goes on from there.")
+        how = "finished" if RunStore(job.uri).result() else "stopped"
     except KeyboardInterrupt:
-        tracking.end(identity, "stopped")
-        raise Stopped(job.run, "interrupted", "The same command goes on from the last checkpoint.") from None
+        how = "stopped"
+    finally:
+        if how != "finished":
+            _end(tracking, identity, how)
+    if how == "stopped":
+        raise Stopped(job.run, "stopped", "The same command goes on from the last checkpoint.")
+
+
+def _end(tracking: Tracking, identity: RunIdentity, status: EndStatus) -> None:
+    """Say how a run ended, for a first worker that died before it could."""
+    try:
+        tracking.end(identity, status)
+    except Fault as fault:
+        log.warning("%s; the next command says how the run ended", fault)
 
 
 @contextmanager

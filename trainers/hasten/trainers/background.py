@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -38,11 +38,12 @@ _CODE: Final = "from hasten.trainers import background; background.serve({}, {})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What an evaluation found of what it was asked for."""
+    """What an evaluation found of what it was asked for; ``record`` is all that it depends on."""
 
     losses: Losses | None = None
     quality: dict[str, float] = field(default_factory=dict)
     sheet: NDArray[np.uint8] | None = None
+    record: dict[str, Any] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """All numbers, under the names that they are tracked by."""
@@ -55,6 +56,7 @@ def score(evaluator: Evaluator, network: Network, what: Collection[What]) -> Sco
         losses=evaluator.losses(network) if "losses" in what else None,
         quality=evaluator.quality(network) if "quality" in what else {},
         sheet=evaluator.sheet(network) if "sheet" in what else None,
+        record=evaluator.spec_record(),
     )
 
 

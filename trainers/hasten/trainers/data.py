@@ -138,11 +138,6 @@ class Dataset:
         """Whether it is read at once and kept in memory."""
         return self.manifest.count * self.manifest.image_bytes <= _SMALL
 
-    @property
-    def pixels(self) -> Stored:
-        """All images, (N, C, H, W): for data sets that fit in memory."""
-        return self.rows(np.arange(self.manifest.count))[0]
-
     @functools.cached_property
     def _starts(self) -> Rows:
         """Each shard's first row."""

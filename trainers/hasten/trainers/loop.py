@@ -31,7 +31,6 @@ from hasten.trainers.averaging import PowerEma
 from hasten.trainers.checkpoints import State, StoreWriter
 from hasten.trainers.ema import Average
 from hasten.trainers.errors import Fault
-from hasten.trainers.evaluation import Evaluator
 from hasten.trainers.loss import LossWeights, backward
 from hasten.trainers.meters import Meter
 from hasten.trainers.networks import Network
@@ -40,6 +39,7 @@ from hasten.trainers.pulse import Pulse
 from hasten.trainers.readers import Reader
 from hasten.trainers.records import Point
 from hasten.trainers.samplers import TimestepSampler
+from hasten.trainers.scoring import Scored, Scorer
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
@@ -81,7 +81,7 @@ class Parts:
     sampler: TimestepSampler
     weights: LossWeights
     meter: Meter
-    evaluator: Evaluator
+    scorer: Scorer
     micro_batch: int
     images: int = 0
     seconds: float = 0.0
@@ -98,6 +98,7 @@ class Parts:
             "ema": self.ema.state_dict(),
             "sampler": self.sampler.state_dict(),
             "meter": self.meter.state_dict(),
+            "scorer": self.scorer.state_dict(),
             "history": [[point.step, dict(point.metrics)] for point in self.history],
             "by_timestep": list(self.by_timestep),
         }
@@ -105,10 +106,11 @@ class Parts:
     def close(self) -> None:
         """End the threads and processes that work for this run."""
         self.reader.close()
+        self.scorer.close()
 
     def restore(self, state: State) -> None:
         self.images, self.seconds = state["images"], state["seconds"]
-        for name in ("network", "optimizer", "ema", "sampler", "meter"):
+        for name in ("network", "optimizer", "ema", "sampler", "meter", "scorer"):
             getattr(self, name).load_state_dict(state[name])
         self.history = [Point(step=step, metrics=metrics) for step, metrics in state["history"]]
         self.by_timestep = list(state["by_timestep"])
@@ -135,8 +137,10 @@ def train(
 
     if parts.images == 0:
         metrics = tell(parts, track, 0, schedules(spec, 0.0))
-        metrics |= evaluate(spec, parts, timeline.AT_START, worker=worker, track=track, writer=writer)
-        yield Report(images=0, total=total, seconds=0.0, metrics=metrics, evaluated=True)
+        parts.scorer.ask(timeline.AT_START, averaged(parts), parts.network)
+        known = parts.scorer.collect(wait=False)
+        metrics |= record(parts, known, worker=worker, track=track, writer=writer)
+        yield Report(images=0, total=total, seconds=0.0, metrics=metrics, evaluated=bool(known))
     ticked, clock = parts.images, time.monotonic()
 
     while parts.images < total:
@@ -170,7 +174,9 @@ def train(
             bf16=spec.precision == "bf16",
         )
         seen = len(images) if counts else 0
-        parts.sampler.observe(t[:seen], (weight * error)[:seen], places=places[:seen], batch=batch, total=total)
+        parts.sampler.observe(
+            t[:seen], (weight * error)[:seen], places=places[:seen], batch=batch, total=total
+        )
 
         # The update, with this moment's learning rate and momentum.
         if spec.optimizer.clip is not None:
@@ -192,10 +198,13 @@ def train(
             continue
         seconds = max(worker.mean(time.monotonic() - clock), 1e-9)
         parts.seconds += seconds
-        metrics = {}
+        metrics, known = {}, []
         if ticking:
             metrics = tell(parts, track, parts.images, gauges(spec, parts, parts.images - ticked, seconds))
-            metrics |= evaluate(spec, parts, marks, worker=worker, track=track, writer=writer)
+            if marks:
+                parts.scorer.ask(marks, averaged(parts), parts.network)
+            known = parts.scorer.collect(wait=parts.images == total)
+            metrics |= record(parts, known, worker=worker, track=track, writer=writer)
             ticked = parts.images
 
         # Keep what was done, before anybody hears of it.
@@ -210,7 +219,7 @@ def train(
             total=total,
             seconds=parts.seconds,
             metrics=metrics,
-            evaluated=marks.loss is not None,
+            evaluated=any(one.by_timestep for one in known),
             stopped=stopped,
         )
         if stopped:
@@ -244,6 +253,11 @@ def visible(
         return None
     hidden = randomness.uniform(spec.budget.seed, "label", images) < spec.conditioning.dropout
     return labels.masked_fill(torch.from_numpy(hidden).to(labels.device, non_blocking=True), classes)
+
+
+def averaged(parts: Parts) -> Network:
+    """The averaged weights that are scored: those of the first width."""
+    return cast(Network, parts.ema.networks[0])
 
 
 def address(network: Network, seed: int, images: NDArray[np.int64], part: slice) -> None:
@@ -302,42 +316,23 @@ def gradient_norm(network: torch.nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
 
 
-def evaluate(
-    spec: RunSpec,
-    parts: Parts,
-    marks: timeline.Marks,
-    *,
-    worker: Worker,
-    track: Tracker,
-    writer: StoreWriter,
+def record(
+    parts: Parts, known: list[Scored], *, worker: Worker, track: Tracker, writer: StoreWriter
 ) -> dict[str, float]:
-    """Measure what is due, with averaged weights, and record it; all ranks take part."""
-    network, evaluator = cast(Network, parts.ema.networks[0]), parts.evaluator
-    scores: dict[str, float] = {}
-    if marks.loss is not None:
-        losses = evaluator.losses(network)
-        found = losses.metrics()
-        if spec.eval.raw:
-            found |= as_raw(evaluator.losses(parts.network).metrics())
-        scores |= tell(parts, track, marks.loss, found)
-        parts.by_timestep.append({"step": marks.loss, **losses.bins()})
-        track.artifact(tracker.LOSS_BY_TIMESTEP, by_timestep(parts.by_timestep))
-    if marks.samples is not None:
-        found = evaluator.quality(network)
-        if spec.eval.raw:
-            found |= as_raw(evaluator.quality(parts.network))
-        scores |= tell(parts, track, marks.samples, found)
-    if marks.sheet is not None:
-        picture = evaluator.sheet(network)
-        track.image(tracker.FIXED_NOISE_GRID, picture, step=marks.sheet)
-        if worker.is_first:
-            writer.sheet(marks.sheet, picture)
-    return scores
-
-
-def as_raw(metrics: dict[str, float]) -> dict[str, float]:
-    """Scores of the last weights, under names that tell them from those of the averaged ones."""
-    return {key.replace("eval/", "eval/raw_", 1): value for key, value in metrics.items()}
+    """Tell what has become known of evaluations; returns all of their metrics together."""
+    told: dict[str, float] = {}
+    for one in known:
+        for step, metrics in one.metrics:
+            told |= tell(parts, track, step, metrics)
+        if one.by_timestep is not None:
+            parts.by_timestep.append(one.by_timestep)
+            track.artifact(tracker.LOSS_BY_TIMESTEP, by_timestep(parts.by_timestep))
+        if one.sheet is not None:
+            step, picture = one.sheet
+            track.image(tracker.FIXED_NOISE_GRID, picture, step=step)
+            if worker.is_first:
+                writer.sheet(step, picture)
+    return told
 
 
 def by_timestep(rows: list[dict[str, Any]]) -> bytes:

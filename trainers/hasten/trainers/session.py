@@ -24,6 +24,8 @@ from hasten.trainers.meters import Meter
 from hasten.trainers.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
+from hasten.trainers.scoring import Background, Inline, Scorer
+from hasten.trainers.sources import Source
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.subject import subject_of
 from hasten.trainers.tracker import Tracker
@@ -164,17 +166,10 @@ def assemble(job: Job, worker: Worker, *, micro_batch: int | None = None) -> Par
     """A run's parts as they are before the first image."""
     spec = job.spec
     source = sources.opened(job.data_uri, job.data_digest)
-    conditional = isinstance(spec.conditioning, Classes)
-    network = networks.build(
-        spec.model,
-        shape=sources.shape(source),
-        classes=sources.classes(source) if conditional else None,
-        seed=spec.budget.seed,
-    ).to(worker.device)
+    network = fresh_network(spec, source).to(worker.device)
     if spec.execution.channels_last:
         network = cast(Network, network.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     process = Process(spec.diffusion, worker.device)
-    subject = subject_of(source, spec.eval, holdout=spec.data.holdout, conditional=conditional)
     share = -(-spec.optimizer.batch // worker.world_size)
     micro_batch = min(micro_batch or share, share)
     return Parts(
@@ -189,9 +184,51 @@ def assemble(job: Job, worker: Worker, *, micro_batch: int | None = None) -> Par
         ),
         weights=LossWeights(spec.weighting, process, worker.device),
         meter=Meter(worker),
-        evaluator=Evaluator(spec.eval, process=process, subject=subject, worker=worker),
+        scorer=scorer(job, source, network, worker),
         micro_batch=micro_batch,
     )
+
+
+def fresh_network(spec: RunSpec, source: Source) -> Network:
+    """The run's network before training, on the CPU."""
+    conditional = isinstance(spec.conditioning, Classes)
+    return networks.build(
+        spec.model,
+        shape=sources.shape(source),
+        classes=sources.classes(source) if conditional else None,
+        seed=spec.budget.seed,
+    )
+
+
+def evaluator(spec: RunSpec, source: Source, worker: Worker) -> Evaluator:
+    """What scores networks on the run's data."""
+    conditional = isinstance(spec.conditioning, Classes)
+    subject = subject_of(source, spec.eval, holdout=spec.data.holdout, conditional=conditional)
+    process = Process(spec.diffusion, worker.device)
+    return Evaluator(spec.eval, process=process, subject=subject, worker=worker)
+
+
+def scorer(job: Job, source: Source, network: Network, worker: Worker) -> Scorer:
+    """How the run is evaluated: by its workers, or by another process."""
+    raw, execution = job.spec.eval.raw, job.spec.execution
+    if execution.evaluation == "inline":
+        return Inline(evaluator(job.spec, source, worker), raw=raw, blank=network)
+    make = functools.partial(alone, job, str(spare_device(worker)))
+    return Background(make, raw=raw, threads=execution.threads, worker=worker)
+
+
+def alone(job: Job, device: str) -> tuple[Evaluator, Network]:
+    """An evaluator and a network of the run on a device, for a process that does nothing else."""
+    source, worker = sources.opened(job.data_uri, job.data_digest), Worker(device=torch.device(device))
+    network = fresh_network(job.spec, source).to(worker.device).eval()
+    return evaluator(job.spec, source, worker), network
+
+
+def spare_device(worker: Worker) -> torch.device:
+    """The last GPU where it trains nothing; else the one that this worker trains on."""
+    if worker.device.type == "cuda" and torch.cuda.device_count() > worker.world_size:
+        return torch.device("cuda", torch.cuda.device_count() - 1)
+    return worker.device
 
 
 def launched(
@@ -238,7 +275,7 @@ def result(job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None) 
         metrics=metrics,
         history=sorted(parts.history, key=lambda point: point.step),
         by_timestep=parts.by_timestep,
-        evaluation=parts.evaluator.spec_record(),
+        evaluation=parts.scorer.record(),
         spec=job.spec.model_dump(mode="json"),
         data_digest=job.data_digest,
         environment=environment(job, worker),

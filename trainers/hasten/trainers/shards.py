@@ -67,6 +67,7 @@ class Manifest(Spec):
     dtype: Dtype = "uint8"
     scale: float = 1.0
     classes: int = 0
+    class_names: tuple[str, ...] = ()
     source: str
     shards: tuple[Shard, ...]
     report: dict[str, int] = {}

@@ -125,6 +125,7 @@ def finish(
     dtype: Dtype = "uint8",
     classes: int | None = None,
     scale: float = 1.0,
+    class_names: Sequence[str] = (),
     report: Mapping[str, int] | None = None,
 ) -> Manifest:
     """Write the manifest, last of all, so that a half-written data set is never seen.
@@ -140,6 +141,7 @@ def finish(
         dtype: of the stored numbers.
         classes: how many classes there are; by default the largest label and one.
         scale: what a model multiplies stored floating-point numbers with.
+        class_names: what the classes are called, in the order of their numbers.
         report: counts of what was converted or refused, for the record.
 
     Raises:
@@ -163,6 +165,7 @@ def finish(
         dtype=dtype,
         scale=scale,
         classes=known if classes is None else classes,
+        class_names=tuple(class_names),
         source=source,
         shards=tuple(shards),
         report=dict(report or {}),

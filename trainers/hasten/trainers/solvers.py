@@ -38,6 +38,10 @@ _FLOW_STEPS: Final = 1000  # a flow's condition is 1000 u, however many levels i
 # 1/20,000 of it, over which no polynomial can be fitted.
 _LEAST_LOG_SIGNAL: Final = -5.1
 
+# Data that are no images in [-1, 1] are of about unit scale still. A chain ends in nearly pure noise,
+# where an error of the predicted noise is magnified 20,000 times in the estimate of the data.
+_FAR: Final = 6.0
+
 _PREDICTION: Final = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
@@ -65,7 +69,7 @@ def solve(
     """Data from standard normal noise, by at most ``steps`` evaluations of ``answer``; deterministic.
 
     Heun's method evaluates twice a step but for the last, so it takes (steps + 1) // 2 steps. ``clip`` keeps
-    a chain's intermediate estimates of the image in [-1, 1].
+    a chain's intermediate estimates of the image in [-1, 1]; without it they stay in [-6, 6].
     """
     if isinstance(spec, Edm) and sampler == "heun":
         return _edm_heun(answer, spec, noise, steps=(steps + 1) // 2)
@@ -86,7 +90,7 @@ def route(spec: Diffusion, *, steps: int, sampler: Sampler, clip: bool) -> Route
 
 def ddim(spec: Ddpm, *, clip: bool = True) -> DDIMScheduler:
     """diffusers' DDIM scheduler for this chain, as exported with a model."""
-    return DDIMScheduler(**_chain(spec), timestep_spacing="trailing", clip_sample=clip)
+    return DDIMScheduler(**_chain(spec), timestep_spacing="trailing", **_clipping(clip))
 
 
 def exported(spec: Diffusion, *, clip: bool = True) -> Any:
@@ -115,11 +119,12 @@ def _ddpm(spec: Ddpm, count: int, sampler: Sampler, clip: bool) -> Route:
         return Route(scheduler=scheduler, conditions=[float(t) for t in scheduler.timesteps])
     chosen = _chosen_levels(spec, count)
     if sampler == "dpm++":
-        scheduler = (_ClippedDpmSolver if clip else DPMSolverMultistepScheduler)(**_chain(spec))
+        scheduler = _ClippedDpmSolver(**_chain(spec))
+        scheduler.bound = _clipping(clip)["clip_sample_range"]
         scheduler.set_timesteps(timesteps=chosen.tolist())
         start = 1.0
     else:
-        scheduler = HeunDiscreteScheduler(**_chain(spec), clip_sample=clip)
+        scheduler = HeunDiscreteScheduler(**_chain(spec), **_clipping(clip))
         scheduler.set_timesteps(timesteps=chosen.tolist())
         start = math.sqrt(float(scheduler.sigmas[0]) ** 2 + 1.0)  # works on x_t / signal_t
     scheduler.set_begin_index(0)
@@ -147,10 +152,13 @@ class _Ddim(DDIMScheduler):  # type: ignore[misc]
 
 
 class _ClippedDpmSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
-    """DPM-Solver++ whose estimates of the image stay in [-1, 1]; diffusers' own cuts by quantiles only."""
+    """DPM-Solver++ whose estimates of the data stay within ``bound``; diffusers only cuts by quantiles."""
+
+    bound = 1.0
 
     def convert_model_output(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        return torch.as_tensor(super().convert_model_output(*arguments, **keywords)).clamp(-1.0, 1.0)
+        estimate = torch.as_tensor(super().convert_model_output(*arguments, **keywords))
+        return estimate.clamp(-self.bound, self.bound)
 
 
 def _chosen_levels(spec: Ddpm, count: int) -> NDArray[np.int64]:
@@ -225,6 +233,10 @@ def _chain(spec: Ddpm) -> dict[str, Any]:
         "trained_betas": diffusion.betas(spec).astype(np.float32),
         "prediction_type": _PREDICTION[spec.predict],
     }
+
+
+def _clipping(clip: bool) -> dict[str, Any]:
+    return {"clip_sample": True, "clip_sample_range": 1.0 if clip else _FAR}
 
 
 def _sigmas(spec: Edm) -> dict[str, float]:

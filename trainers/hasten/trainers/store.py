@@ -34,8 +34,8 @@ class Folder:
     _root: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        filesystem, root = _open(self.uri)
-        object.__setattr__(self, "_filesystem", filesystem)
+        found, root = filesystem(self.uri)
+        object.__setattr__(self, "_filesystem", found)
         object.__setattr__(self, "_root", root)
 
     def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
@@ -106,7 +106,7 @@ class Folder:
         try:
             yield
         except OSError as error:
-            raise _explained(self.uri, error) from error
+            raise explained(self.uri, error) from error
 
 
 @contextmanager
@@ -117,7 +117,12 @@ def _ignoring_missing() -> Iterator[None]:
         return
 
 
-def _open(uri: str) -> tuple[pafs.FileSystem, str]:
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI, opened with the environment's credentials, and the path in it.
+
+    Raises:
+        ConfigError: it is of a kind that is not supported, or names no bucket.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return pafs.LocalFileSystem(), str(Path(uri).absolute())
@@ -147,7 +152,7 @@ def _s3() -> pafs.S3FileSystem:
     )
 
 
-def _explained(uri: str, error: OSError) -> ConfigError | Fault:
+def explained(uri: str, error: OSError) -> ConfigError | Fault:
     """The storage's own words as the user's: what failed, and what to do."""
     text = str(error)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"

@@ -1,0 +1,1 @@
+"""The paper's analyses: do models agree, which timesteps are hard, how is the loss curved."""
