@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hasten.platform import analyzing, connection, services, settings, training
+from hasten.platform import analyzing, connection, runs, services, settings, training
 from hasten.platform.services import Services
 from hasten.trainers import config, data, session
 from hasten.trainers.analyses import finished
@@ -185,16 +185,17 @@ def test_an_unfinished_run_is_refused(home: Path, tmp_path: Path, jobs: dict[str
 
 def test_a_name_means_its_one_run(home: Path, tmp_path: Path, jobs: dict[str, Job]) -> None:
     found = services.look(settings.load())
-    assert analyzing.locate("eps", found) == jobs["eps"].uri
-    assert analyzing.locate(jobs["eps"].run, found) == jobs["eps"].uri
+    assert runs.locate("eps", found.storage_uri) == jobs["eps"].uri
+    assert runs.locate(jobs["eps"].run, found.storage_uri) == jobs["eps"].uri
     assert (
-        analyzing.locate("s3://bucket/runs/eps-0123456789ab/", found) == "s3://bucket/runs/eps-0123456789ab"
+        runs.locate("s3://bucket/runs/eps-0123456789ab/", found.storage_uri)
+        == "s3://bucket/runs/eps-0123456789ab"
     )
     for fingerprint in ("0123456789ab", "ba9876543210"):
         Folder(f"{tmp_path}/store/runs/eps-{fingerprint}").write("x", b"")
     other = Services(storage_uri=f"{tmp_path}/store", endpoint=None, region="")
     with pytest.raises(ConfigError, match="is the name of 2 runs"):
-        analyzing.locate("eps", other)
+        runs.locate("eps", other.storage_uri)
 
 
 def test_long_names_make_a_short_folder_of_their_own() -> None:
@@ -223,7 +224,7 @@ def test_files_are_attached_to_the_runs_that_mlflow_knows(
     jobs: dict[str, Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Services(storage_uri=jobs["eps"].storage_uri, endpoint=None, region="")
-    runs = [
+    measured = [
         finished.load(name, jobs[name].uri, storage_uri=found.storage_uri, device=torch.device("cpu"))
         for name in ("eps", "twin")
     ]
@@ -231,7 +232,7 @@ def test_files_are_attached_to_the_runs_that_mlflow_knows(
     path.write_bytes(b"{}")
     tracking = Tracking(jobs["twin"].fingerprint)
     monkeypatch.setattr(training, "tracker_of", lambda _: tracking)
-    assert analyzing.record(runs, [path], folder="analyses/x", services=found) == ["twin"]
+    assert analyzing.record(measured, [path], folder="analyses/x", services=found) == ["twin"]
     assert tracking.attached == {"analyses/x/analysis.json": b"{}"}
 
 

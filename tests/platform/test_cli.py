@@ -120,7 +120,7 @@ def test_a_folder_is_a_store(tmp_path: Path) -> None:
     done = hasten("data", "import", "digits", "--json", home=tmp_path / "home", **variables)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["status"], found["count"], found["resolution"]) == ("imported", 1797, 8)
+    assert (found["status"], found["count"], found["shape"]) == ("imported", 1797, [1, 8, 8])
     again = hasten("data", "import", "digits", "--json", home=tmp_path / "home", **variables)
     assert json.loads(again.stdout.splitlines()[-1])["status"] == "unchanged"
     described = hasten("data", "describe", "digits", "--json", home=tmp_path / "home", **variables)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json as json_module
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.errors import Fault
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +31,6 @@ Runs = Annotated[list[str], typer.Argument(metavar="RUN...", help="Names, NAME-F
 Seed = Annotated[int, typer.Option(min=0, help="Of the analysis' own noise.")]
 Json = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
 
-_FINGERPRINT: Final = re.compile(r"-[0-9a-f]{12}$")
 _LONGEST: Final = 100  # characters of a folder's name
 
 log = logging.getLogger(__name__)
@@ -141,11 +139,13 @@ def _command(
     """Find the runs, analyse them, leave files behind and say what they hold."""
     from hasten.platform import cli, settings
     from hasten.platform.connection import connected
+    from hasten.platform.runs import locate
     from hasten.trainers import session
 
     console = cli.console(json)
     services = connected(console, tracking=True)
-    found = find(list(dict.fromkeys(locate(name, services) for name in names)), services)
+    addresses = dict.fromkeys(locate(name, services.storage_uri) for name in names)
+    found = find(list(addresses), services)
     check(found)
     session.make_deterministic(found[0].spec.execution.threads)
     with _shown(console, kind, phases(found)) as tell:
@@ -164,31 +164,6 @@ def _command(
     cli.finish(outcome.found | summary, json)
 
 
-def locate(name: str, services: Services) -> str:
-    """The URI of the run that ``name`` means: a URI or path, NAME-FINGERPRINT, or a NAME with one run.
-
-    Raises:
-        ConfigError: there is none, or more than one.
-    """
-    from hasten.trainers.store import Folder
-
-    if "://" in name:
-        return name.rstrip("/")
-    if name.startswith((".", "/")):
-        return str(Path(name).absolute())
-    folder = f"{services.storage_uri.rstrip('/')}/runs"
-    known = Folder(folder).names()
-    if name in known:
-        return f"{folder}/{name}"
-    meant = [run for run in known if _FINGERPRINT.sub("", run) == name]
-    if len(meant) > 1:
-        raise ConfigError(name, f"is the name of {len(meant)} runs", f"Say which: {', '.join(meant)}.")
-    if not meant:
-        remedy = "A run's name is printed by `hasten train` and shown in MLflow: RECIPE-FINGERPRINT."
-        raise ConfigError(name, "no run of that name", remedy)
-    return f"{folder}/{meant[0]}"
-
-
 def find(addresses: Sequence[str], services: Services) -> list[Finished]:
     """The finished runs at these URIs, each once, without their fingerprints where names suffice.
 
@@ -198,11 +173,12 @@ def find(addresses: Sequence[str], services: Services) -> list[Finished]:
     """
     import torch
 
+    from hasten.platform.runs import FINGERPRINT
     from hasten.trainers.analyses import finished
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     full = {uri: uri.rpartition("/")[2] for uri in addresses}
-    short = {uri: _FINGERPRINT.sub("", name) for uri, name in full.items()}
+    short = {uri: FINGERPRINT.sub("", name) for uri, name in full.items()}
     called = short if len(set(short.values())) == len(short) else full
     return [
         finished.load(name, uri, storage_uri=_storage(uri, services), device=device)

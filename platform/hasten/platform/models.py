@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
+from hasten.platform import runs
 from hasten.platform.connection import connected
 from hasten.platform.registry import Registry
 from hasten.trainers import data, export, sources
@@ -68,16 +68,12 @@ def address(source: str, *, storage_uri: str, tracking_uri: str) -> str:
     """The URI of the run or checkpoint that ``source`` names.
 
     Raises:
-        ConfigError: no such registered model.
+        ConfigError: no such run or registered model.
         Fault: the model registry failed.
     """
     if source.startswith("models:"):
         return _registered(source, tracking_uri)
-    if "://" in source:
-        return source
-    if source.startswith((".", "/")):
-        return str(Path(source).absolute())
-    return f"{storage_uri.rstrip('/')}/runs/{source}"
+    return runs.locate(source, storage_uri)
 
 
 def _registered(source: str, tracking_uri: str) -> str:

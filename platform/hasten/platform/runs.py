@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 
@@ -19,11 +21,37 @@ from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec, flatten
+from hasten.trainers.store import Folder
+
+FINGERPRINT: Final = re.compile(r"-[0-9a-f]{12}$")  # at the end of a run's full name
+
+
+def locate(name: str, storage_uri: str) -> str:
+    """The URI of the run that ``name`` means: a URI or path, NAME-FINGERPRINT, or a NAME with one run.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    if "://" in name:
+        return name.rstrip("/")
+    if name.startswith((".", "/")):
+        return str(Path(name).absolute())
+    folder = f"{storage_uri.rstrip('/')}/runs"
+    known = Folder(folder).names()
+    if name in known:
+        return f"{folder}/{name}"
+    meant = [run for run in known if FINGERPRINT.sub("", run) == name]
+    if len(meant) > 1:
+        raise ConfigError(name, f"is the name of {len(meant)} runs", f"Say which: {', '.join(meant)}.")
+    if not meant:
+        remedy = "A run's name is printed by `hasten train` and shown in MLflow: RECIPE-FINGERPRINT."
+        raise ConfigError(name, "no study or run of that name", remedy)
+    return f"{folder}/{meant[0]}"
 
 
 def store(run: str, services: Services) -> RunStore:
-    """The folder of a run."""
-    return RunStore(f"{services.storage_uri.rstrip('/')}/runs/{run}")
+    """The folder of the run that ``run`` means, see :func:`locate`."""
+    return RunStore(locate(run, services.storage_uri))
 
 
 def result(run: str, services: Services) -> RunResult:
@@ -34,8 +62,7 @@ def result(run: str, services: Services) -> RunResult:
     """
     found = store(run, services).result()
     if found is None:
-        remedy = "A run's name is printed by `hasten train` and shown in MLflow: RECIPE-FINGERPRINT."
-        raise ConfigError(run, "no study or finished run of that name", remedy)
+        raise ConfigError(run, "is not finished", f"Go on with it: hasten train {FINGERPRINT.sub('', run)}")
     return found
 
 

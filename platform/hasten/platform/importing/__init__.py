@@ -79,7 +79,7 @@ def import_dataset(
 
 def ensure(source: str, storage_uri: str) -> None:
     """Import a built-in data set that a recipe names and the store lacks; anything else is the user's."""
-    if source in BUILT_IN and Folder(data.uri(source, storage_uri)).read(data.MANIFEST) is None:
+    if source in BUILT_IN and existing(Folder(data.uri(source, storage_uri))) is None:
         import_dataset(source, source, storage_uri)
 
 
