@@ -94,6 +94,27 @@ def test_trainers_needs_no_vendor_and_no_room_above() -> None:
     assert done.returncode == 0, done.stderr
 
 
+TRAINS = """
+from hasten.trainers import session, specs
+from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.tracker import NullTracker
+from hasten.trainers.worker import Worker
+
+changes = {"budget.images": 2560, "eval.samples.images": 64, "eval.grid.images": 64, "eval.loss.images": 256}
+job = session.job(specs.load("mixture-2d", changes), STORAGE)
+for _ in session.run(job, worker=Worker(), track=NullTracker()):
+    pass
+losses = [loss for _, loss in RunStore(job.uri).result().series("eval/excess_loss")]
+if not losses[-1] < 0.5 * losses[0]:
+    raise SystemExit(f"it did not learn: {losses}")
+"""
+
+
+def test_trainers_trains_without_any_vendor(tmp_path: Path) -> None:
+    done = python(f"{BLOCKED}\nSTORAGE = {str(tmp_path)!r}\n{TRAINS}")
+    assert done.returncode == 0, done.stderr
+
+
 HEAVY = """
 import importlib, sys
 

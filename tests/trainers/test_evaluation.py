@@ -280,8 +280,8 @@ def test_scores_depend_on_nothing_but_the_network(
     changes: dict[str, Any], job_of: Callable[..., Job]
 ) -> None:
     judged = network()
-    base = scores(session.assemble(job_of(), Worker()).evaluator, judged)
-    other = scores(session.assemble(job_of(changes), Worker()).evaluator, judged)
+    base = scores(session.assemble(job_of(), Worker()).scorer.evaluator, judged)
+    other = scores(session.assemble(job_of(changes), Worker()).scorer.evaluator, judged)
     assert base == other
 
 

@@ -118,6 +118,7 @@ def test_fingerprint_changes_with_everything_that_is_computed(spec_of: Build) ->
         {"execution.gpus": 0.5},
         {"execution.checkpoint_every": 0.5},
         {"execution.reader": "streaming"},
+        {"execution.resize_seconds": 5.0},
         {"execution.evaluation": "background"},
         {"execution.micro_batch": 8},
         {"execution.channels_last": True},

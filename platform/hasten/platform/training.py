@@ -130,6 +130,7 @@ def _on_ray(
                 scratch=cluster.scratch(services),
                 observe=bar.observe,
                 stop=stop.is_set,
+                resize_seconds=job.spec.execution.resize_seconds,
             )
         how = "finished" if RunStore(job.uri).result() else "stopped"
     except KeyboardInterrupt:

@@ -69,7 +69,8 @@ class Parts:
 
     ``network`` holds the weights; ``model`` is what the loop calls: the network, compiled where that was
     asked for, in DDP where there are several workers. ``by_timestep`` has a row for each evaluation of the
-    loss: its step, and the loss of each range of timesteps.
+    loss: its step, and the loss of each range of timesteps; ``workers`` a row for each number of workers that
+    there were: the image from which on, and the number.
     """
 
     network: Network
@@ -87,6 +88,7 @@ class Parts:
     seconds: float = 0.0
     history: list[Point] = field(default_factory=list)
     by_timestep: list[dict[str, Any]] = field(default_factory=list)
+    workers: list[list[int]] = field(default_factory=list)
 
     def state(self) -> State:
         """What a checkpoint holds: with it, a run goes on as if nothing had happened. All ranks call it."""
@@ -101,6 +103,7 @@ class Parts:
             "scorer": self.scorer.state_dict(),
             "history": [[point.step, dict(point.metrics)] for point in self.history],
             "by_timestep": list(self.by_timestep),
+            "workers": [list(row) for row in self.workers],
         }
 
     def close(self) -> None:
@@ -114,6 +117,7 @@ class Parts:
             getattr(self, name).load_state_dict(state[name])
         self.history = [Point(step=step, metrics=metrics) for step, metrics in state["history"]]
         self.by_timestep = list(state["by_timestep"])
+        self.workers = [list(row) for row in state["workers"]]
 
 
 def train(

@@ -99,7 +99,7 @@ def fit(
             workers = _settled(needs, execution.least, execution.most)
             log.info("%s: trains with %d workers", job.run, workers)
             latest = store.latest()
-            grows = _Growth(needs, resize_seconds) if workers < execution.most else None
+            grows = _Growth(needs, resize_seconds, sign) if workers < execution.most else None
             trainer, name = _trainer(
                 job, workers, scratch, [*callbacks, *listeners], open_tracker=open_tracker, sign=sign
             )
@@ -192,17 +192,22 @@ def _settled(needs: dict[str, float], least: int, most: int) -> int:
 
 
 class _Growth:
-    """Whether there is room for more workers than there are, asked now and then."""
+    """Whether there is room for more workers than there are, asked every ``seconds`` once they train."""
 
-    def __init__(self, needs: dict[str, float], seconds: float) -> None:
+    def __init__(self, needs: dict[str, float], seconds: float, sign: Any) -> None:
         self._needs = needs
         self._seconds = seconds
-        self._asked = time.monotonic()
+        self._sign = sign
+        self._asked = float("inf")
 
     def __call__(self) -> bool:
-        if time.monotonic() - self._asked < self._seconds:
+        now = time.monotonic()
+        # Until they train, the room that they wait for may look free.
+        if self._asked > now and ray.get(self._sign.is_watched.remote()):
+            self._asked = now
+        if now - self._asked < self._seconds:
             return False
-        self._asked = time.monotonic()
+        self._asked = now
         return _free(self._needs) > 0
 
 
@@ -271,6 +276,9 @@ class _Sign:
     def rise(self) -> bool:
         """Ask to stop; whether somebody will see it."""
         self._is_up = True
+        return self._is_watched
+
+    def is_watched(self) -> bool:
         return self._is_watched
 
     def is_up(self) -> bool:
@@ -366,5 +374,5 @@ def _cause(error: TrainingFailedError, job: Job) -> HastenError:
             if isinstance(seen, HastenError):
                 return seen
             seen = seen.__cause__
-    summary = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    return Fault(job.run, f"Ray Train gave up: {summary}", "Run the same command again: it goes on.")
+    summary = (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
+    return Fault(job.run, f"a worker failed ({summary})", "Run the same command again: it goes on.")

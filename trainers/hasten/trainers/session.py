@@ -109,7 +109,7 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
             smaller = memory.halved(store, micro_batch, worker.world_size)
             if worker.world_size > 1:
                 raise smaller from error  # the others wait for this worker: all must start anew
-            log.warning("%s", smaller)
+            log.warning("%s: %s; going on with %d", job.run, smaller.problem, micro_batch // 2)
         if worker.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -131,6 +131,8 @@ def _attempt(
     if latest:
         parts.restore(store.load(latest))
         resumed_from = parts.images
+    if not parts.workers or parts.workers[-1][1] != worker.world_size:
+        parts.workers.append([parts.images, worker.world_size])
     writer = StoreWriter(store)
     try:
         yield from loop.train(job.spec, parts, worker=worker, track=track, writer=writer, stop=stop)
@@ -278,17 +280,18 @@ def result(job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None) 
         evaluation=parts.scorer.record(),
         spec=job.spec.model_dump(mode="json"),
         data_digest=job.data_digest,
-        environment=environment(job, worker),
+        environment=environment(job, parts, worker),
     )
 
 
-def environment(job: Job, worker: Worker) -> dict[str, str]:
+def environment(job: Job, parts: Parts, worker: Worker) -> dict[str, str]:
     """What may change the last bits of a run without changing what it computes."""
     facts: dict[str, Any] = {
         "device": torch.cuda.get_device_name(worker.device)
         if worker.device.type == "cuda"
         else platform.machine(),
         "world_size": worker.world_size,
+        "world_sizes": ", ".join(f"{size} from image {first:,}" for first, size in parts.workers),
         "threads": job.spec.execution.threads,
         "launcher": job.spec.execution.launcher,
         "python": platform.python_version(),

@@ -190,9 +190,9 @@ Workers = Annotated[
 class Execution(Spec):
     """Where and how a run is computed. Nothing here enters the fingerprint.
 
-    ``workers`` is a number, or with Ray a range [least, most]: the run then takes what the cluster has. The
-    global batch is the same for any of them. ``micro_batch`` is how many images a worker takes through the
-    network at once; out of memory, it is halved.
+    ``workers`` is a number, or with Ray a range [least, most]: the run then takes what the cluster has, and
+    looks for more every ``resize_seconds``. The global batch is the same for any of them. ``micro_batch`` is
+    how many images a worker takes through the network at once; out of memory, it is halved.
     """
 
     launcher: Literal["local", "ray"] = "local"
@@ -201,6 +201,7 @@ class Execution(Spec):
     cpus: Annotated[float, Field(gt=0.0)] = 1.0
     gpus: Annotated[float, Field(ge=0.0)] = 0.0
     checkpoint_every: Fraction = 0.1
+    resize_seconds: Annotated[float, Field(gt=0.0)] = 60.0
     reader: Literal["auto", "resident", "streaming"] = "auto"
     evaluation: Literal["inline", "background"] = "inline"
     micro_batch: Count | None = None
