@@ -23,7 +23,8 @@ import torch
 from harness import Block
 from ours import Ours
 
-from hasten.trainers import data, networks
+from hasten.trainers.datasets import data
+from hasten.trainers.models import networks
 from hasten.trainers.store import Folder
 
 SIDE: Final = 32

@@ -24,7 +24,7 @@ from ratios import Aim
 from slow_network import SlowNetwork
 
 from hasten.platform.stack import processes
-from hasten.trainers import data
+from hasten.trainers.datasets import data
 from hasten.trainers.store import Folder
 
 AIM = Aim(bound=0.01, kind="at most")

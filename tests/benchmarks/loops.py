@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from hasten.trainers import diffusion
-from hasten.trainers.networks import Network
+from hasten.trainers.models.networks import Network
 
 Loop = Callable[[int], None]
 

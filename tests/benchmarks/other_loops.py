@@ -20,7 +20,8 @@ from loops import Loop
 from ours import Ours
 from ratios import Aim
 
-from hasten.trainers import data, networks
+from hasten.trainers.datasets import data
+from hasten.trainers.models import networks
 
 AIMS = {
     "bare": Aim(bound=1.00),

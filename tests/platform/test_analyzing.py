@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from hasten.platform import analyzing, connection, runs, services, settings, training
 from hasten.platform.services import Services
-from hasten.trainers import config, data, session
+from hasten.trainers import config, session
 from hasten.trainers.analyses import finished
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec

@@ -16,10 +16,13 @@ from rich.console import Console
 
 from hasten.platform import exporting, models, picturing
 from hasten.platform.registry import Version
-from hasten.trainers import config, data, export, networks, randomness, sampling
+from hasten.trainers import config, randomness
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import data
 from hasten.trainers.diffusion import Flow
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.generation import export, sampling
+from hasten.trainers.models import networks
 from hasten.trainers.process import Process
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder

@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 
 from hasten.platform import importing
 from hasten.platform.importing import report, sources
-from hasten.trainers import data
-from hasten.trainers.data import Manifest
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import Manifest
 from hasten.trainers.errors import ConfigError, HastenError
 
 PIXELS, LABELS = (found[:80] for found in data.digits())

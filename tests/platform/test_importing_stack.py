@@ -19,7 +19,7 @@ from PIL import Image
 
 from hasten.platform import cluster, importing
 from hasten.platform.services import Services
-from hasten.trainers import data
+from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.store import Folder
 

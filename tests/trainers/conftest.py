@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hasten.trainers import config, data, session
+from hasten.trainers import config, session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import data
 from hasten.trainers.loop import Report
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec

@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers.background import BackgroundEvaluator, score
 from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.metrics.background import BackgroundEvaluator, score
 
 # What the other process is given is imported there by name, and a test module has none.
 MODULE = """
 import os, signal
 import torch
-from hasten.trainers import mixtures, networks
-from hasten.trainers.architectures import Mlp
+from hasten.trainers.datasets import mixtures
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Mlp
 from hasten.trainers.diffusion import Ddpm
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.evaluation import Evaluator
+from hasten.trainers.metrics.evaluation import Evaluator
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Eval, GridEval, LossEval, SampleEval
-from hasten.trainers.subject import subject_of
+from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.worker import Worker
 
 SPEC = Eval(

@@ -8,11 +8,12 @@ import torch
 from scipy.ndimage import correlate1d
 from scipy.stats import binomtest
 
-from hasten.trainers import randomness, sampling
+from hasten.trainers import randomness
 from hasten.trainers.analyses import consistency, gaussian, similarity
 from hasten.trainers.analyses.consistency import Agreement
 from hasten.trainers.analyses.intervals import mean_of, share_of
 from hasten.trainers.diffusion import Ddpm, Diffusion, Edm, Flow
+from hasten.trainers.generation import sampling
 from hasten.trainers.process import Process
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.trainers import data, shards
+from hasten.trainers.datasets import data, shards
+from hasten.trainers.datasets.shards import Damaged
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.shards import Damaged
 from hasten.trainers.store import Folder
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers import networks, randomness
+from hasten.trainers import randomness
 from hasten.trainers.analyses import difficulty, probe
-from hasten.trainers.architectures import Mlp
 from hasten.trainers.diffusion import Ddpm
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Mlp
 from hasten.trainers.process import Process
 
 CPU = torch.device("cpu")

@@ -12,16 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers import data, evaluation, frechet, mixtures, networks, randomness, session
-from hasten.trainers.architectures import Mlp, Unet
+from hasten.trainers import randomness, session
+from hasten.trainers.datasets import data, mixtures
 from hasten.trainers.diffusion import Ddpm, Diffusion, Edm, Flow, alphas_bar
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.evaluation import Evaluator
+from hasten.trainers.metrics import evaluation, frechet
+from hasten.trainers.metrics.evaluation import Evaluator
+from hasten.trainers.metrics.subject import Subject, subject_of
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Mlp, Unet
 from hasten.trainers.process import Process
 from hasten.trainers.session import Job
 from hasten.trainers.specs import Classifier, Eval, GridEval, Inception, LossEval, Metric, SampleEval
 from hasten.trainers.store import Folder
-from hasten.trainers.subject import Subject, subject_of
 from hasten.trainers.worker import Worker
 
 CPU = torch.device("cpu")
@@ -514,13 +517,14 @@ def test_a_worker_may_have_nothing_to_evaluate() -> None:
 GLOO = """
 import json, sys
 import torch, torch.distributed as dist
-from hasten.trainers import mixtures, networks
-from hasten.trainers.architectures import Mlp
+from hasten.trainers.datasets import mixtures
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Mlp
 from hasten.trainers.diffusion import Ddpm
-from hasten.trainers.evaluation import Evaluator
+from hasten.trainers.metrics.evaluation import Evaluator
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Eval
-from hasten.trainers.subject import subject_of
+from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.worker import Worker
 
 torch.set_num_threads(1)

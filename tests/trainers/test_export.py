@@ -12,11 +12,13 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline, DiTTransformer2DModel
 
-from hasten.trainers import averaging, ema, export, networks, posthoc, sampling
+from hasten.trainers import averaging, ema, posthoc
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.generation import export, sampling
 from hasten.trainers.loop import Report
-from hasten.trainers.networks import Network
+from hasten.trainers.models import networks
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec

@@ -9,9 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from hasten.trainers import classifier, data, features, inception
-from hasten.trainers.data import Dataset
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import Dataset
 from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.metrics import classifier, features, inception
 from hasten.trainers.specs import Classifier, Inception, Pixels
 from hasten.trainers.store import Folder
 from hasten.trainers.worker import Worker

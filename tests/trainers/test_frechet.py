@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from hasten.trainers.frechet import distance, moments
+from hasten.trainers.metrics.frechet import distance, moments
 
 
 def gaussian(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers import momentum, networks, randomness
+from hasten.trainers import momentum, randomness
 from hasten.trainers.analyses import landscape, probe
-from hasten.trainers.architectures import Dit, Mlp, Unet
 from hasten.trainers.diffusion import Ddpm
 from hasten.trainers.errors import Fault
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Dit, Mlp, Unet
 from hasten.trainers.momentum import Mdlrc
 from hasten.trainers.process import Process
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.trainers import mixtures
+from hasten.trainers.datasets import mixtures
+from hasten.trainers.datasets.mixtures import Mixture
 from hasten.trainers.diffusion import Ddpm, levels
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.mixtures import Mixture
 
 NAMED = pytest.mark.parametrize("name", mixtures.NAMES)
 

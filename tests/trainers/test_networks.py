@@ -11,11 +11,12 @@ import torch
 from diffusers import UNet2DModel
 from pydantic import TypeAdapter, ValidationError
 
-from hasten.trainers import architectures, networks, randomness
-from hasten.trainers.architectures import NAMED, Architecture, Named, Shape
-from hasten.trainers.dropout import keep
+from hasten.trainers import randomness
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.networks import Network
+from hasten.trainers.models import architectures, networks
+from hasten.trainers.models.architectures import NAMED, Architecture, Named, Shape
+from hasten.trainers.models.dropout import keep
+from hasten.trainers.models.networks import Network
 
 IMAGES = np.arange(70, 78)
 

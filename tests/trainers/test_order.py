@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hasten.trainers import order, randomness
+from hasten.trainers import randomness
+from hasten.trainers.datasets import order
 
 WINDOWED = st.tuples(
     st.integers(1, 6000), st.sampled_from([1024, 1500, 2048, 3000, 4096]), st.integers(0, 1023)

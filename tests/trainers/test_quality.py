@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from hasten.trainers import quality
+from hasten.trainers.metrics import quality
 
 
 def gaussian(count: int, dims: int = 4, *, seed: int = 0, mean: float = 0.0, sd: float = 1.0) -> np.ndarray:

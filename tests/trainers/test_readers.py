@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers import data, order, randomness, readers, shards
-from hasten.trainers.data import Dataset
+from hasten.trainers import randomness
+from hasten.trainers.datasets import data, order, readers, shards
+from hasten.trainers.datasets.data import Dataset
+from hasten.trainers.datasets.readers import Generated, Reader, Resident, Streaming
+from hasten.trainers.datasets.shards import Damaged
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.readers import Generated, Reader, Resident, Streaming
-from hasten.trainers.shards import Damaged
 from hasten.trainers.specs import Data
 from hasten.trainers.store import Folder
 from hasten.trainers.worker import Worker

@@ -11,11 +11,12 @@ from diffusers import DDIMScheduler
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from hasten.trainers import diffusion, randomness, sampling, solvers
+from hasten.trainers import diffusion, randomness
 from hasten.trainers.diffusion import Ddpm, Diffusion, Edm, alphas_bar
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.networks import Network
-from hasten.trainers.pictures import contact_sheet
+from hasten.trainers.generation import sampling, solvers
+from hasten.trainers.generation.pictures import contact_sheet
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Sampler
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from hasten.trainers import config, data, session, tracker
+from hasten.trainers import config, session, tracker
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.loop import Report
 from hasten.trainers.session import Job

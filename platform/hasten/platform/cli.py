@@ -228,7 +228,7 @@ def data_import(
     """Import images or latents into the store as the data set NAME; again: only if something changed."""
     from hasten.platform import importing
     from hasten.platform.connection import connected
-    from hasten.trainers.data import BUILT_IN
+    from hasten.trainers.datasets.data import BUILT_IN
 
     if name is None and source not in BUILT_IN:
         raise ConfigError("NAME", "is missing", f"Say what to call it: hasten data import {source} NAME.")
@@ -265,7 +265,7 @@ def data_describe(
 ) -> None:
     """What a data set in the store holds."""
     from hasten.platform.connection import connected
-    from hasten.trainers import data
+    from hasten.trainers.datasets import data
 
     show = console(json)
     services = connected(show)

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from hasten.platform import models
-from hasten.trainers import export as exports
 from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.generation import export as exports
 
 
 def export(

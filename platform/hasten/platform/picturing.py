@@ -15,10 +15,12 @@ from rich.console import Console
 from hasten.platform import models
 from hasten.platform.exporting import refuse_full
 from hasten.platform.models import Model
-from hasten.trainers import data, pictures, randomness, sampling
+from hasten.trainers import randomness
 from hasten.trainers.checkpoints import png
+from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.networks import Network
+from hasten.trainers.generation import pictures, sampling
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Sampler
 

@@ -20,8 +20,9 @@ from hasten.platform.connection import connected
 from hasten.platform.locks import Busy, only_one
 from hasten.platform.pipeline import Pipeline
 from hasten.platform.registry import Registry, Version
-from hasten.trainers import export, session, specs
-from hasten.trainers.data import BUILT_IN
+from hasten.trainers import session, specs
+from hasten.trainers.datasets.data import BUILT_IN
+from hasten.trainers.generation import export
 from hasten.trainers.session import Job
 from hasten.trainers.tracker import EVAL_LOSS
 

@@ -29,17 +29,17 @@ from hasten.trainers import (
 )
 from hasten.trainers.averaging import PowerEma
 from hasten.trainers.checkpoints import State, StoreWriter
+from hasten.trainers.datasets.readers import Reader
 from hasten.trainers.ema import Average
 from hasten.trainers.errors import Fault
 from hasten.trainers.loss import LossWeights, backward
 from hasten.trainers.meters import Meter
-from hasten.trainers.networks import Network
+from hasten.trainers.metrics.scoring import Scored, Scorer
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.pulse import Pulse
-from hasten.trainers.readers import Reader
 from hasten.trainers.records import Point
 from hasten.trainers.samplers import TimestepSampler
-from hasten.trainers.scoring import Scored, Scorer
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker

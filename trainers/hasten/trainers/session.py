@@ -15,19 +15,21 @@ from typing import Any, Final, cast
 import torch
 import yaml
 
-from hasten.trainers import ema, loop, memory, networks, optimizers, samplers, sources, tracker
+from hasten.trainers import ema, loop, memory, optimizers, samplers, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
-from hasten.trainers.evaluation import Evaluator
+from hasten.trainers.datasets import sources
+from hasten.trainers.datasets.sources import Source
 from hasten.trainers.loop import Parts, Report
 from hasten.trainers.loss import LossWeights
 from hasten.trainers.meters import Meter
-from hasten.trainers.networks import Network
+from hasten.trainers.metrics.evaluation import Evaluator
+from hasten.trainers.metrics.scoring import Background, Inline, Scorer
+from hasten.trainers.metrics.subject import subject_of
+from hasten.trainers.models import networks
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
-from hasten.trainers.scoring import Background, Inline, Scorer
-from hasten.trainers.sources import Source
 from hasten.trainers.specs import Classes, RunSpec
-from hasten.trainers.subject import subject_of
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
 

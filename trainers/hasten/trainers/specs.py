@@ -9,13 +9,14 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from hasten.trainers import architectures, config, learning_rate, momentum, weighting
-from hasten.trainers.architectures import Architecture
+from hasten.trainers import config, learning_rate, momentum, weighting
 from hasten.trainers.averaging import Averaging
 from hasten.trainers.config import Spec
 from hasten.trainers.curriculum import Curriculum
 from hasten.trainers.diffusion import Diffusion
 from hasten.trainers.learning_rate import LearningRate
+from hasten.trainers.models import architectures
+from hasten.trainers.models.architectures import Architecture
 from hasten.trainers.momentum import Momentum
 from hasten.trainers.weighting import Weighting
 

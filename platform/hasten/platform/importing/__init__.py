@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hasten.trainers import data
-from hasten.trainers.data import BUILT_IN, Manifest
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import BUILT_IN, Manifest
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.store import Folder
 

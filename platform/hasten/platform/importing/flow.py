@@ -20,10 +20,10 @@ from hasten.platform.importing.report import Findings
 from hasten.platform.importing.rows import AnyTarget, Layout
 from hasten.platform.importing.samples import Part
 from hasten.platform.importing.sources import Source
-from hasten.trainers import data
-from hasten.trainers.data import Manifest
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import Manifest
+from hasten.trainers.datasets.shards import Shard
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.shards import Shard
 from hasten.trainers.store import Folder
 
 _SMALL_IMAGES: Final = 4_000

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from hasten.platform.importing import rows
 from hasten.platform.importing.rows import AnyTarget, Layout
 from hasten.platform.importing.samples import Part
-from hasten.trainers.shards import Shard
+from hasten.trainers.datasets.shards import Shard
 
 
 class InProcess:

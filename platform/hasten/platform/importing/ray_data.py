@@ -21,8 +21,8 @@ import ray.exceptions
 from hasten.platform.importing import rows
 from hasten.platform.importing.rows import AnyTarget, Layout
 from hasten.platform.importing.samples import Part
+from hasten.trainers.datasets.shards import Shard
 from hasten.trainers.errors import Fault, HastenError
-from hasten.trainers.shards import Shard
 
 _BLOCK: Final = 2**27  # Ray's own default
 _SMALLEST_BLOCK: Final = 2**22

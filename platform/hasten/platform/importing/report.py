@@ -16,8 +16,8 @@ from hasten.platform.importing import rows
 from hasten.platform.importing.decoding import Note
 from hasten.platform.importing.rows import AnyTarget, LatentTarget
 from hasten.platform.importing.sources import Source
+from hasten.trainers.datasets.shards import Dtype, digest_of_keys, shard_rows
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.shards import Dtype, digest_of_keys, shard_rows
 
 NAME: Final = "report.json"
 _LISTED: Final = 100

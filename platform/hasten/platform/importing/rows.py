@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from hasten.platform.importing import decoding
 from hasten.platform.importing.decoding import Mismatch, Note, Refused, Target
 from hasten.platform.importing.samples import Label, Part, Sample
-from hasten.trainers import data
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.shards import KEY, Dtype, Shard, content_keys, row_order
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.shards import KEY, Dtype, Shard, content_keys, row_order
 from hasten.trainers.store import Folder
 
 _TABLE_BYTES: Final = 2**22

@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.trainers import data, features, sampling
 from hasten.trainers.analyses import consistency, gaussian
 from hasten.trainers.analyses.finished import MOST_IMAGES, Finished, Plain, Tell
+from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.networks import Network
+from hasten.trainers.generation import sampling
+from hasten.trainers.metrics import features
+from hasten.trainers.models.networks import Network
 from hasten.trainers.specs import Classifier, Pixels
 from hasten.trainers.worker import Worker
 

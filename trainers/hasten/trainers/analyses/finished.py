@@ -11,17 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.trainers import data, diffusion, networks, randomness, samplers, sources
+from hasten.trainers import diffusion, randomness, samplers
 from hasten.trainers.analyses import gaussian, probe
 from hasten.trainers.checkpoints import RunStore, State
+from hasten.trainers.datasets import data, sources
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.loss import LossWeights
-from hasten.trainers.networks import Network
+from hasten.trainers.metrics.subject import SEED
+from hasten.trainers.models import networks
+from hasten.trainers.models.networks import Network
 from hasten.trainers.posthoc import Profile
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
-from hasten.trainers.subject import SEED
 from hasten.trainers.worker import Worker
 
 MOST_IMAGES: Final = 8192

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.trainers.diffusion import Levels
-from hasten.trainers.networks import Network
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 
 Array = NDArray[np.float64]

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hasten.trainers import shards as stored
-from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.shards import (
+from hasten.trainers.datasets import shards as stored
+from hasten.trainers.datasets.shards import (
     AGAIN,
     GROUP,
     MANIFEST,
@@ -28,6 +27,7 @@ from hasten.trainers.shards import (
     Shard,
     Stored,
 )
+from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.store import Folder
 
 _CONNECTIONS: Final = 8

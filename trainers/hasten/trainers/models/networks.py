@@ -12,11 +12,12 @@ from diffusers import DiTTransformer2DModel, UNet2DModel
 from numpy.typing import NDArray
 from torch import nn
 
-from hasten.trainers import architectures, randomness
-from hasten.trainers.architectures import Architecture, Dit, Imported, Mlp, Shape, Unet
-from hasten.trainers.dropout import AddressedDropout
+from hasten.trainers import randomness
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.mlp import ResidualMlp
+from hasten.trainers.models import architectures
+from hasten.trainers.models.architectures import Architecture, Dit, Imported, Mlp, Shape, Unet
+from hasten.trainers.models.dropout import AddressedDropout
+from hasten.trainers.models.mlp import ResidualMlp
 
 _DESCRIPTION: Final = "description"
 

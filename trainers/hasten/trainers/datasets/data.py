@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hasten.trainers import shards
-from hasten.trainers.errors import Fault
-from hasten.trainers.shards import (
+from hasten.trainers.datasets import shards
+from hasten.trainers.datasets.shards import (
     MANIFEST,
     Damaged,
     Labels,
@@ -29,7 +28,8 @@ from hasten.trainers.shards import (
     digest,
     read_manifest,
 )
-from hasten.trainers.snapshot import finish, verify, write, write_shard
+from hasten.trainers.datasets.snapshot import finish, verify, write, write_shard
+from hasten.trainers.errors import Fault
 from hasten.trainers.store import Folder
 
 __all__ = [

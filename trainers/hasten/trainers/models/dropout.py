@@ -22,7 +22,7 @@ class AddressedDropout(torch.nn.Module):
         layer: tells this layer's masks from others'.
 
     ``seeds`` int32 (B,), one a row of the next input, are set before each step by
-    :func:`hasten.trainers.networks.Network.address`.
+    :func:`hasten.trainers.models.networks.Network.address`.
     """
 
     def __init__(self, p: float, layer: int) -> None:

@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hasten.trainers import diffusion, features, frechet, pictures, quality, randomness, sampling, scatter
+from hasten.trainers import diffusion, randomness
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.features import Comparable
-from hasten.trainers.networks import Network
+from hasten.trainers.generation import pictures, sampling, scatter
+from hasten.trainers.metrics import features, frechet, quality
+from hasten.trainers.metrics.features import Comparable
+from hasten.trainers.metrics.subject import SEED, Subject
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Eval, Pixels
-from hasten.trainers.subject import SEED, Subject
 from hasten.trainers.worker import Worker
 
 _CHUNK: Final = 256

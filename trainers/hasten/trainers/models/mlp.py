@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from hasten.trainers.architectures import Shape
+from hasten.trainers.models.architectures import Shape
 
 
 class ResidualMlp(nn.Module):

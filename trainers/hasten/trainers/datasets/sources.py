@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from hasten.trainers import data, mixtures, readers
-from hasten.trainers.data import Dataset
+from hasten.trainers.datasets import data, mixtures, readers
+from hasten.trainers.datasets.data import Dataset
+from hasten.trainers.datasets.mixtures import Mixture
+from hasten.trainers.datasets.readers import Reader
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.mixtures import Mixture
-from hasten.trainers.readers import Reader
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.worker import Worker
 

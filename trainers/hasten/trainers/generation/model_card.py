@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import yaml
 
-from hasten.trainers.architectures import Dit, Unet, resolve
 from hasten.trainers.diffusion import Ddpm, Edm
-from hasten.trainers.networks import Network
+from hasten.trainers.models.architectures import Dit, Unet, resolve
+from hasten.trainers.models.networks import Network
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
 
@@ -93,7 +93,7 @@ diffusers has no class for this network. `hasten sample` samples it; in Python:
 
 ```python
 from pathlib import Path
-from hasten.trainers import export
+from hasten.trainers.generation import export
 
 network = export.read_components(Path({folder!r}))  # called as network(x, condition, labels)
 ```"""

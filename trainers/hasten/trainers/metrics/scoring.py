@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.trainers.background import BackgroundEvaluator, Make, Scores, Weights, What, score
-from hasten.trainers.evaluation import Evaluator
-from hasten.trainers.networks import Network
+from hasten.trainers.metrics.background import BackgroundEvaluator, Make, Scores, Weights, What, score
+from hasten.trainers.metrics.evaluation import Evaluator
+from hasten.trainers.models.networks import Network
 from hasten.trainers.timeline import Marks
 from hasten.trainers.worker import Worker
 

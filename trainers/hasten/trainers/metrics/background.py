@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.trainers.errors import Fault, HastenError
-from hasten.trainers.evaluation import Evaluator, Losses
-from hasten.trainers.networks import Network
+from hasten.trainers.metrics.evaluation import Evaluator, Losses
+from hasten.trainers.models.networks import Network
 
 What = Literal["losses", "quality", "sheet"]
 Weights = dict[str, torch.Tensor]
 Make = Callable[[], tuple[Evaluator, Network]]
 
 _PATIENCE: Final = 10.0  # seconds for a process to end by itself
-_CODE: Final = "from hasten.trainers import background; background.serve({}, {})"
+_CODE: Final = "from hasten.trainers.metrics import background; background.serve({}, {})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ class BackgroundEvaluator:
 
 def serve(receiving: int, sending: int) -> None:
     """The other process's whole life: pipes by their numbers; it ends when the trainer hangs up."""
-    from hasten.trainers import session  # which may import this module
+    from hasten.trainers import session
 
     requests, answers = Connection(receiving, writable=False), Connection(sending, readable=False)
     try:

@@ -7,10 +7,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.trainers import classifier, inception
-from hasten.trainers.classifier import Classifier
-from hasten.trainers.data import Dataset
+from hasten.trainers.datasets.data import Dataset
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.metrics import classifier, inception
+from hasten.trainers.metrics.classifier import Classifier
 from hasten.trainers.specs import Classifier as ClassifierSpec
 from hasten.trainers.specs import Features, Inception, Pixels
 from hasten.trainers.worker import Worker

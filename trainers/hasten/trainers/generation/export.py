@@ -22,19 +22,22 @@ from diffusers import (
 )
 from pydantic import TypeAdapter
 
-from hasten.trainers import config, model_card, networks, posthoc, session, solvers, sources
-from hasten.trainers.architectures import Architecture
+from hasten.trainers import config, posthoc, session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.diffusion import Ddpm, Diffusion, Flow
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.evaluation import Evaluator
-from hasten.trainers.networks import Network
+from hasten.trainers.generation import model_card, solvers
+from hasten.trainers.metrics.evaluation import Evaluator
+from hasten.trainers.metrics.subject import subject_of
+from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Architecture
+from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
-from hasten.trainers.subject import subject_of
 from hasten.trainers.worker import Worker
 
 RECIPE: Final = "recipe.yaml"

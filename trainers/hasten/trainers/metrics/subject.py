@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.trainers import data
-from hasten.trainers.data import Dataset
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import Dataset
+from hasten.trainers.datasets.mixtures import Mixture
 from hasten.trainers.errors import ConfigError
-from hasten.trainers.features import Comparable
-from hasten.trainers.mixtures import Mixture
+from hasten.trainers.metrics.features import Comparable
 from hasten.trainers.specs import Eval
 
 SEED: Final = 0  # of the evaluation's own randomness: the same for all runs, so that differences are paired

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from hasten.trainers import data, randomness
-from hasten.trainers.data import Dataset
+from hasten.trainers import randomness
+from hasten.trainers.datasets import data
+from hasten.trainers.datasets.data import Dataset
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.worker import Worker
 

@@ -17,10 +17,11 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from hasten.trainers import order, randomness
-from hasten.trainers.data import Dataset, alike
+from hasten.trainers import randomness
+from hasten.trainers.datasets import order
+from hasten.trainers.datasets.data import Dataset, alike
+from hasten.trainers.datasets.shards import Damaged, Labels, Stored
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.shards import Damaged, Labels, Stored
 from hasten.trainers.specs import Data
 from hasten.trainers.worker import Worker
 

@@ -1,0 +1,1 @@
+"""Images from a trained network, and the network as other tools load it."""

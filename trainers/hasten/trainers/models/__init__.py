@@ -1,0 +1,1 @@
+"""Networks: their specs, and how they are built."""
