@@ -26,7 +26,7 @@ from slow_network import SlowNetwork
 
 from hasten.platform.stack import processes
 from hasten.trainers.checkpoints import State, StoreWriter
-from hasten.trainers.loop import Parts
+from hasten.trainers.parts import Parts
 
 BETWEEN = 60.0  # seconds from checkpoint to checkpoint in a long run
 AIM = Aim(bound=0.005, kind="at most")

@@ -16,7 +16,7 @@ from harness import Work
 from hasten.platform import importing
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import StoreWriter
-from hasten.trainers.loop import Parts
+from hasten.trainers.parts import Parts
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker, Tracker

@@ -13,7 +13,8 @@ import torch
 from hasten.trainers import loop, momentum, session, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
 from hasten.trainers.errors import Fault
-from hasten.trainers.loop import Parts, Report
+from hasten.trainers.loop import Report
+from hasten.trainers.parts import Parts
 from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker
@@ -215,6 +216,15 @@ def test_divergence_is_a_fault_that_names_the_loss(job_of: JobOf, run: Run) -> N
     # What went wrong is not kept to be resumed from.
     for name in store.checkpoints():
         assert all(torch.isfinite(value).all() for value in store.load(name)["network"].values())
+
+
+def test_a_diverged_run_that_is_stopped_keeps_nothing_of_it(job_of: JobOf, run: Run) -> None:
+    """Off the grid too: who goes on would only meet the same broken weights again."""
+    job = job_of({"optimizer.lr": 1e9, "optimizer.batch": 1, "optimizer.warmup": 0.0})
+    steps = iter(range(100))
+    with pytest.raises(Fault, match="not a finite number"):
+        list(run(job, stop=lambda: next(steps) >= 4))
+    assert RunStore(job.uri).latest() is None
 
 
 @pytest.mark.parametrize("changes", [{"optimizer.batch": 640}, {"optimizer.batch": 320}])

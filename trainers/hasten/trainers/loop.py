@@ -10,7 +10,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
@@ -28,18 +28,14 @@ from hasten.trainers import (
     tracker,
 )
 from hasten.trainers.averaging import PowerEma
-from hasten.trainers.checkpoints import State, StoreWriter
-from hasten.trainers.datasets.readers import Reader
-from hasten.trainers.ema import Average
+from hasten.trainers.checkpoints import StoreWriter
 from hasten.trainers.errors import Fault
-from hasten.trainers.loss import LossWeights, backward
-from hasten.trainers.meters import Meter
-from hasten.trainers.metrics.scoring import Scored, Scorer
+from hasten.trainers.loss import backward
+from hasten.trainers.metrics.scoring import Scored
 from hasten.trainers.models.networks import Network
-from hasten.trainers.process import Process
+from hasten.trainers.parts import Parts
 from hasten.trainers.pulse import Pulse
 from hasten.trainers.records import Point
-from hasten.trainers.samplers import TimestepSampler
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
@@ -61,63 +57,6 @@ class Report:
     metrics: dict[str, float]
     evaluated: bool
     stopped: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """Everything that a run trains with.
-
-    ``network`` holds the weights; ``model`` is what the loop calls: the network, compiled where that was
-    asked for, in DDP where there are several workers. ``by_timestep`` has a row for each evaluation of the
-    loss: its step, and the loss of each range of timesteps; ``workers`` a row for each number of workers that
-    there were: the image from which on, and the number.
-    """
-
-    network: Network
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: Average
-    reader: Reader
-    process: Process
-    sampler: TimestepSampler
-    weights: LossWeights
-    meter: Meter
-    scorer: Scorer
-    micro_batch: int
-    images: int = 0
-    seconds: float = 0.0
-    history: list[Point] = field(default_factory=list)
-    by_timestep: list[dict[str, Any]] = field(default_factory=list)
-    workers: list[list[int]] = field(default_factory=list)
-
-    def state(self) -> State:
-        """What a checkpoint holds: with it, a run goes on as if nothing had happened. All ranks call it."""
-        return {
-            "images": self.images,
-            "seconds": self.seconds,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict(),
-            "sampler": self.sampler.state_dict(),
-            "meter": self.meter.state_dict(),
-            "scorer": self.scorer.state_dict(),
-            "history": [[point.step, dict(point.metrics)] for point in self.history],
-            "by_timestep": list(self.by_timestep),
-            "workers": [list(row) for row in self.workers],
-        }
-
-    def close(self) -> None:
-        """End the threads and processes that work for this run."""
-        self.reader.close()
-        self.scorer.close()
-
-    def restore(self, state: State) -> None:
-        self.images, self.seconds = state["images"], state["seconds"]
-        for name in ("network", "optimizer", "ema", "sampler", "meter", "scorer"):
-            getattr(self, name).load_state_dict(state[name])
-        self.history = [Point(step=step, metrics=metrics) for step, metrics in state["history"]]
-        self.by_timestep = list(state["by_timestep"])
-        self.workers = [list(row) for row in state["workers"]]
 
 
 def train(
@@ -214,6 +153,7 @@ def train(
         # Keep what was done, before anybody hears of it.
         due = timeline.crossed(saved, parts.images, every=spec.execution.checkpoint_every, total=total)
         if due is not None or stopping:
+            require_finite(parts)
             saved, state = parts.images, parts.state()
             if worker.is_first:
                 writer.checkpoint(state)
@@ -296,22 +236,32 @@ def gauges(spec: RunSpec, parts: Parts, images: int, seconds: float) -> dict[str
     Raises:
         Fault: training diverged.
     """
-    reading = parts.meter.read()
-    if reading.diverged is not None:
-        image, level = reading.diverged
-        width = max(1, len(parts.process.levels) // 10)
-        low = level // width * width
-        raise Fault(
-            tracker.TRAIN_LOSS,
-            f"is not a finite number from image {image:,} on, first at timesteps {low} to {low + width - 1}",
-            "Training diverged. Try a lower optimizer.lr, or optimizer.clip: 1.0.",
-        )
+    require_finite(parts)
     return {
-        tracker.TRAIN_LOSS: reading.loss,
+        tracker.TRAIN_LOSS: parts.meter.read(),
         tracker.TRAIN_GRAD_NORM: gradient_norm(parts.network),
         tracker.IMAGES_PER_SECOND: images / seconds,
         **schedules(spec, parts.images / spec.budget.images),
     }
+
+
+def require_finite(parts: Parts) -> None:
+    """Refuse to go on, or to keep anything, once a loss was not a finite number. All ranks call it.
+
+    Raises:
+        Fault: with the image and the range of timesteps where that was first seen.
+    """
+    diverged = parts.meter.diverged()
+    if diverged is None:
+        return
+    image, level = diverged
+    width = max(1, len(parts.process.levels) // 10)
+    low = level // width * width
+    raise Fault(
+        tracker.TRAIN_LOSS,
+        f"is not a finite number from image {image:,} on, first at timesteps {low} to {low + width - 1}",
+        "Training diverged. Try a lower optimizer.lr, or optimizer.clip: 1.0.",
+    )
 
 
 def gradient_norm(network: torch.nn.Module) -> float:

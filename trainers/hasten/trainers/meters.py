@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from hasten.trainers.worker import Worker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """What was gathered since the last reading, over all workers.
-
-    ``loss`` is the mean over images; ``diverged`` the first image and level whose loss was not a finite
-    number, None where all were.
-    """
-
-    loss: float
-    diverged: tuple[int, int] | None
 
 
 class Meter:
@@ -38,15 +24,20 @@ class Meter:
         first = torch.stack([torch.full_like(t[0], image), t[bad.int().argmax()]])
         self._bad = torch.where(bad.any() & (self._bad[0] < 0), first, self._bad)
 
-    def read(self) -> Reading:
-        """Everything since the last reading, which starts anew; all workers call it and get the same."""
-        loss = self._worker.sum(self._loss.clone()).item()
-        found = [(image, level) for image, level in self._worker.gather(self._bad).tolist() if image >= 0]
-        reading = Reading(loss=loss / max(self._images, 1), diverged=min(found, default=None))
+    def read(self) -> float:
+        """The mean loss over all images since the last reading; all workers call it and get the same."""
+        loss = self._worker.sum(self._loss.clone()).item() / max(self._images, 1)
         self._loss.zero_()
-        self._bad.fill_(-1)
         self._images = 0
-        return reading
+        return loss
+
+    def diverged(self) -> tuple[int, int] | None:
+        """First image and level of the first batch whose loss was not a finite number, on any worker.
+
+        None where all were. All workers must call it.
+        """
+        found = [(image, level) for image, level in self._worker.gather(self._bad).tolist() if image >= 0]
+        return min(found, default=None)
 
     def state_dict(self) -> dict[str, torch.Tensor | int]:
         """The sums of all workers; all must call it."""

@@ -19,7 +19,7 @@ from hasten.trainers import ema, loop, memory, optimizers, samplers, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.sources import Source
-from hasten.trainers.loop import Parts, Report
+from hasten.trainers.loop import Report
 from hasten.trainers.loss import LossWeights
 from hasten.trainers.meters import Meter
 from hasten.trainers.metrics.evaluation import Evaluator
@@ -27,6 +27,7 @@ from hasten.trainers.metrics.scoring import Background, Inline, Scorer
 from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.models import networks
 from hasten.trainers.models.networks import Network
+from hasten.trainers.parts import Parts
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import Classes, RunSpec
