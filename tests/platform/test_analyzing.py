@@ -174,7 +174,7 @@ def test_what_cannot_be_analysed_is_refused_in_words(home: Path, jobs: dict[str,
     assert "name two or more runs" in str(refusal("consistency", "eps"))
     assert "name two or more runs" in str(refusal("consistency", "eps", jobs["eps"].run))
     assert "ring: makes images of 2 x 1 x 1, eps of 1 x 8 x 8" in str(refusal("consistency", "eps", "ring"))
-    assert "no run of that name" in str(refusal("difficulty", "nothing"))
+    assert "no study or run of that name" in str(refusal("difficulty", "nothing"))
 
 
 def test_an_unfinished_run_is_refused(home: Path, tmp_path: Path, jobs: dict[str, Job]) -> None:

@@ -23,7 +23,7 @@ tags: [diffusion, hasten]
 # {name}
 
 A diffusion model of data of shape {shape} (channels, height, width), {classes}, trained with
-[hasten](https://pypi.org/project/hasten/) {version}.
+hasten {version}.
 
 | | |
 |---|---|
