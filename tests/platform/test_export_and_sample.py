@@ -100,7 +100,7 @@ def test_export_writes_a_folder_once(storage: Path, heard: Console, tmp_path: Pa
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ConfigError, match="exists already"):
         exporting.export("tiny-0", tmp_path / "out", console=heard)
-    with pytest.raises(ConfigError, match="has no checkpoint"):
+    with pytest.raises(ConfigError, match="no study or run of that name"):
         exporting.export("tiny-1", tmp_path / "other", console=heard)
     assert sorted(tmp_path.rglob("*")) == before, "nothing half-written is left"
 
