@@ -446,7 +446,7 @@ def test_two_processes(
 
     odd = {"optimizer.batch": 7, "budget.images": 100}
     single = {"optimizer.batch": 1, "budget.images": 16}
-    stopped, killed = case("stopped", stop_rank=1, stop_after=3), case("killed")
+    stopped, killed = case("stopped", stop_rank=1, stop_after=2), case("killed")
     first = [
         case("plain"),
         case("odd", odd),
