@@ -110,6 +110,7 @@ if not losses[-1] < 0.5 * losses[0]:
 """
 
 
+@pytest.mark.slow
 def test_trainers_trains_without_any_vendor(tmp_path: Path) -> None:
     done = python(f"{BLOCKED}\nSTORAGE = {str(tmp_path)!r}\n{TRAINS}")
     assert done.returncode == 0, done.stderr

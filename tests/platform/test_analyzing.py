@@ -24,6 +24,8 @@ from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker
 from hasten.trainers.worker import Worker
 
+pytestmark = pytest.mark.slow
+
 RECIPE: dict[str, Any] = {
     "name": "eps",
     "data": {"source": "digits", "resolution": 8},

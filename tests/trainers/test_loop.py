@@ -269,6 +269,7 @@ def test_labels_are_hidden_at_the_stated_rate_and_by_address(job_of: JobOf) -> N
     assert torch.equal(shown({"optimizer.batch": 40}), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -324,6 +325,7 @@ def test_every_kind_of_run_learns_and_resumes_to_the_bit(
     assert losses[640] < losses[0]
 
 
+@pytest.mark.slow
 def test_scores_of_another_process_are_the_loops_own(
     bind: Callable[..., Job],
     run: Run,
