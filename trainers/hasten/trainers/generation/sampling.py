@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import solvers
-from hasten.trainers.generation.pictures import contact_sheet as contact_sheet
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Sampler
