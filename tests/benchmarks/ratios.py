@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hasten.sweeps import intervals
-from hasten.sweeps.intervals import Estimate
+from hasten.sweeps.statistics import intervals
+from hasten.sweeps.statistics.intervals import Estimate
 
 Verdict = Literal["pass", "fail", "unclear", "void", "no aim"]
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from hasten.sweeps import table
 from hasten.sweeps.compare import compare, images_to_target
-from hasten.sweeps.comparison import Arm, Comparison
-from hasten.sweeps.intervals import holm, mean_of, paired_difference, welch_difference
 from hasten.sweeps.records import TrialResult
+from hasten.sweeps.reports import table
+from hasten.sweeps.statistics.comparison import Arm, Comparison
+from hasten.sweeps.statistics.intervals import holm, mean_of, paired_difference, welch_difference
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.records import Point, RunResult, RunStatus
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hasten.sweeps import charts
 from hasten.sweeps.compare import compare
-from hasten.sweeps.comparison import Comparison
 from hasten.sweeps.records import TrialResult
-from hasten.sweeps.report import write_report
+from hasten.sweeps.reports import charts
+from hasten.sweeps.reports.report import write_report
+from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers.records import Point, RunResult
 
 PNG = b"\x89PNG\r\n\x1a\n"

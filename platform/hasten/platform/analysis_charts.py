@@ -14,7 +14,7 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from hasten.sweeps import charts
+from hasten.sweeps.reports import charts
 from hasten.trainers.checkpoints import png
 
 Plain = Mapping[str, Any]

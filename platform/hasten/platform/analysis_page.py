@@ -10,7 +10,7 @@ from typing import Final
 import vl_convert
 
 from hasten.platform.analysis_charts import Figure
-from hasten.sweeps import charts
+from hasten.sweeps.reports import charts
 
 
 def page(title: str, lead: str, figures: Sequence[Figure], notes: Sequence[str], command: str) -> str:

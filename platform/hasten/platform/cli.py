@@ -117,7 +117,7 @@ def sweep(study: str, set: Overrides = None, dry_run: DryRun = False, json: Json
     if comparison is None:
         show.print(studies.ranking(plan, found))
     else:
-        from hasten.sweeps import table
+        from hasten.sweeps.reports import table
 
         show.print(table.render(comparison))
         show.print(f"report: {studies.report_folder(plan.study.name) / 'report.html'}", soft_wrap=True)
@@ -132,7 +132,7 @@ def compare(
 ) -> None:
     """Compare a study's arms, or runs by name; writes plots and a report; names no winner without proof."""
     from hasten.platform import studies
-    from hasten.sweeps import table
+    from hasten.sweeps.reports import table
 
     show = console(json)
     comparison, paths = studies.compare(what, config.parse_overrides(set or []), console=show)

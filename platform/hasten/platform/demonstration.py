@@ -11,9 +11,9 @@ from hasten.platform import studies, training
 from hasten.platform.identity import STUDY
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as study_files
-from hasten.sweeps import table
-from hasten.sweeps.comparison import Comparison
 from hasten.sweeps.plan import Plan
+from hasten.sweeps.reports import table
+from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers import config, specs
 from hasten.trainers.specs import RunSpec
 

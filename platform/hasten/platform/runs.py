@@ -14,9 +14,9 @@ from hasten.platform import settings
 from hasten.platform.connection import connected
 from hasten.platform.services import Services
 from hasten.sweeps import compare as comparisons
-from hasten.sweeps import report
-from hasten.sweeps.comparison import Comparison
 from hasten.sweeps.records import TrialResult
+from hasten.sweeps.reports import report
+from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.records import RunResult

@@ -17,8 +17,8 @@ import numpy as np
 import vl_convert
 from numpy.typing import NDArray
 
-from hasten.sweeps import charts
 from hasten.sweeps.plan import Plan
+from hasten.sweeps.reports import charts
 from hasten.trainers import averaging, curriculum, diffusion, learning_rate, momentum, weighting
 from hasten.trainers.diffusion import Edm
 from hasten.trainers.errors import ConfigError, Fault

@@ -20,12 +20,12 @@ from hasten.platform.tracking import Tracking
 from hasten.platform.training import repair, tracker_of
 from hasten.sweeps import compare as comparisons
 from hasten.sweeps import plan as plans
-from hasten.sweeps import report
 from hasten.sweeps import study as study_files
-from hasten.sweeps.caveats import second_opinion
-from hasten.sweeps.comparison import Comparison
 from hasten.sweeps.plan import Plan, Trial
 from hasten.sweeps.records import TrialResult
+from hasten.sweeps.reports import report
+from hasten.sweeps.statistics.caveats import second_opinion
+from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault, Stopped

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal, get_args
 
-from hasten.sweeps.caveats import caveats
-from hasten.sweeps.comparison import CONTROL_SUFFIX, Arm, Comparison, Ending, Mode, Outcome
-from hasten.sweeps.intervals import Estimate, holm, mean_of, paired_difference, welch_difference
 from hasten.sweeps.records import TrialResult
+from hasten.sweeps.statistics.caveats import caveats
+from hasten.sweeps.statistics.comparison import CONTROL_SUFFIX, Arm, Comparison, Ending, Mode, Outcome
+from hasten.sweeps.statistics.intervals import Estimate, holm, mean_of, paired_difference, welch_difference
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.records import RunResult
 from hasten.trainers.tracker import EVAL_LOSS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 
-from hasten.sweeps.comparison import Arm, Comparison, Ending
+from hasten.sweeps.statistics.comparison import Arm, Comparison, Ending
 
 _REASONS: Final[dict[Ending, str]] = {
     "failed": "failed",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from hasten.sweeps.intervals import Estimate
+from hasten.sweeps.statistics.intervals import Estimate
 
 Mode = Literal["min", "max"]
 Ending = Literal["measured", "diverged", "failed", "stopped", "running", "unmeasured"]

@@ -18,9 +18,9 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from hasten.sweeps import charts, table
-from hasten.sweeps.comparison import Arm, Comparison
 from hasten.sweeps.records import TrialResult
+from hasten.sweeps.reports import charts, table
+from hasten.sweeps.statistics.comparison import Arm, Comparison
 from hasten.trainers.specs import flatten
 
 Facts = list[tuple[str, str]]
@@ -241,4 +241,6 @@ def _template() -> Any:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(files("hasten.sweeps").joinpath("report.html.j2").read_text("utf-8"))
+    return environment.from_string(
+        files("hasten.sweeps.reports").joinpath("report.html.j2").read_text("utf-8")
+    )

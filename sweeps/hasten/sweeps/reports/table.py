@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hasten.sweeps.comparison import NO_WINNER, Arm, Comparison
-from hasten.sweeps.intervals import Estimate
+from hasten.sweeps.statistics.comparison import NO_WINNER, Arm, Comparison
+from hasten.sweeps.statistics.intervals import Estimate
 
 NOTHING = "–"
 

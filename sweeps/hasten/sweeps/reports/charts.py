@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import altair as alt
 import vl_convert
 
-from hasten.sweeps.comparison import Arm, Comparison
+from hasten.sweeps.statistics.comparison import Arm, Comparison
 
 Rows = list[dict[str, Any]]
 Width = int | Literal["container"]

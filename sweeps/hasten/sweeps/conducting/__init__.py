@@ -1,0 +1,1 @@
+"""What runs when, what is stopped, and what is known of it afterwards; nothing here knows Ray."""

@@ -1,0 +1,1 @@
+"""Which points of a space to try next."""
