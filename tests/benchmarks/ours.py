@@ -16,8 +16,8 @@ from harness import Work
 from hasten.platform import importing
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import StoreWriter
+from hasten.trainers.job import Job
 from hasten.trainers.parts import Parts
-from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker, Tracker
 from hasten.trainers.worker import Worker

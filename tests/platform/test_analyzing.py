@@ -18,7 +18,7 @@ from hasten.trainers.analyses import finished
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker

@@ -22,6 +22,7 @@ from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
 from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.job import Job
 from hasten.trainers.records import RunResult
 from hasten.trainers.tracker import NullTracker
 from hasten.trainers.worker import Worker
@@ -78,7 +79,7 @@ def undisturbed(study: studies.StudySpec, services: Services, folder: Path) -> d
     results = {}
     for trial in plans.plan(study).trials:
         job = session.job(trial.spec, services.storage_uri)
-        alone = session.Job(
+        alone = Job(
             spec=job.spec, data_uri=job.data_uri, data_digest=job.data_digest, storage_uri=str(folder)
         )
         list(session.run(alone, worker=Worker(), track=NullTracker()))

@@ -16,13 +16,13 @@ from hasten.trainers import randomness, session
 from hasten.trainers.datasets import data, mixtures
 from hasten.trainers.diffusion import Ddpm, Diffusion, Edm, Flow, alphas_bar
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.job import Job
 from hasten.trainers.metrics import evaluation, frechet
 from hasten.trainers.metrics.evaluation import Evaluator
 from hasten.trainers.metrics.subject import Subject, subject_of
 from hasten.trainers.models import networks
 from hasten.trainers.models.architectures import Mlp, Unet
 from hasten.trainers.process import Process
-from hasten.trainers.session import Job
 from hasten.trainers.specs import Classifier, Eval, GridEval, Inception, LossEval, Metric, SampleEval
 from hasten.trainers.store import Folder
 from hasten.trainers.worker import Worker

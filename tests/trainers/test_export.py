@@ -16,11 +16,11 @@ from hasten.trainers import averaging, ema, posthoc
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.generation import export, sampling
-from hasten.trainers.loop import Report
+from hasten.trainers.job import Job
 from hasten.trainers.models import networks
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
-from hasten.trainers.session import Job
+from hasten.trainers.records import Report
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 

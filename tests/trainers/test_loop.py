@@ -13,9 +13,9 @@ import torch
 from hasten.trainers import loop, momentum, session, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
 from hasten.trainers.errors import Fault
-from hasten.trainers.loop import Report
+from hasten.trainers.job import Job
 from hasten.trainers.parts import Parts
-from hasten.trainers.session import Job
+from hasten.trainers.records import Report
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker
 from hasten.trainers.worker import Worker

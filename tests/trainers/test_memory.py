@@ -16,8 +16,8 @@ import torch
 from hasten.trainers import memory
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import Fault
-from hasten.trainers.loop import Report
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
+from hasten.trainers.records import Report
 
 JobOf = Callable[..., Job]
 Run = Callable[..., Iterator[Report]]

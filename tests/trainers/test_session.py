@@ -18,8 +18,8 @@ from hasten.trainers import config, session, tracker
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.loop import Report
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
+from hasten.trainers.records import Report
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker

@@ -12,7 +12,7 @@ from typing import Any
 from hasten.platform.identity import ARM, FINGERPRINT, SEED, STUDY, TRIAL, Dataset, RunIdentity
 from hasten.platform.tracking import Tracking
 from hasten.sweeps.plan import Plan, Trial
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
 from hasten.trainers.specs import flatten
 from hasten.trainers.tracker import Tracker
 

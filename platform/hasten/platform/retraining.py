@@ -23,7 +23,7 @@ from hasten.platform.registry import Registry, Version
 from hasten.trainers import session, specs
 from hasten.trainers.datasets.data import BUILT_IN
 from hasten.trainers.generation import export
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
 from hasten.trainers.tracker import EVAL_LOSS
 
 _KEY: Final = "hasten.retrain.key"

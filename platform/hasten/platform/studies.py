@@ -29,8 +29,8 @@ from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault, Stopped
+from hasten.trainers.job import Job
 from hasten.trainers.records import RunResult
-from hasten.trainers.session import Job
 from hasten.trainers.specs import flatten
 from hasten.trainers.tracker import EVAL_FRECHET, EVAL_LOSS, TRAIN_LOSS
 

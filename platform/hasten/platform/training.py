@@ -21,7 +21,7 @@ from hasten.platform.tracking import Tracking
 from hasten.trainers import local, session
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import Fault, Stopped
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import EndStatus, NullTracker, Tracker
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hasten.sweeps import space
-from hasten.sweeps.study import Grid, StudySpec
+from hasten.sweeps.study import Grid, Random, StudySpec
 from hasten.trainers import config, specs
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.specs import RunSpec
@@ -16,13 +16,18 @@ _AA_SEED_SHIFT: Final = 1_000_000  # the A/A control repeats the baseline on see
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One run of a study. ``changes`` are the keys in which its arm differs from the base."""
+    """One run of a study. ``changes`` are the keys in which its arm differs from the base.
+
+    A member of a population runs until ``until`` images, with the weights of ``parent``.
+    """
 
     name: str
     arm: str
     seed: int
     spec: RunSpec
     changes: dict[str, Any]
+    until: int | None = None
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,7 @@ def _arms(study: StudySpec) -> dict[str, dict[str, Any]]:
         points = list(space.grid(study.space))
     else:
         search = study.search
+        assert isinstance(search, Random)
         points = [space.random(study.space, seed=search.seed, trial=index) for index in range(search.trials)]
     return {f"{index:04d}": point for index, point in enumerate(points)}
 

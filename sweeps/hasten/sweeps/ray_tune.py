@@ -23,8 +23,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from hasten.sweeps.study import StudyExecution
 from hasten.trainers import ray_train, session
 from hasten.trainers.errors import ConfigError, HastenError
-from hasten.trainers.loop import Report
-from hasten.trainers.session import Job
+from hasten.trainers.job import Job
+from hasten.trainers.records import Report
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
 

@@ -10,7 +10,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import numpy as np
@@ -35,28 +34,12 @@ from hasten.trainers.metrics.scoring import Scored
 from hasten.trainers.models.networks import Network
 from hasten.trainers.parts import Parts
 from hasten.trainers.pulse import Pulse
-from hasten.trainers.records import Point
+from hasten.trainers.records import Point, Report
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
 
 _TICK: Final = 0.01  # the training loss is read from the device, and reported, a hundred times a run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What the outside hears now and then; equal on every rank, so that all can decide alike.
-
-    ``images`` of ``total`` are done after ``seconds`` of training; ``evaluated`` says that held-out metrics
-    are among ``metrics``; ``stopped`` that the run ends here, unfinished.
-    """
-
-    images: int
-    total: int
-    seconds: float
-    metrics: dict[str, float]
-    evaluated: bool
-    stopped: bool = False
 
 
 def train(

@@ -35,9 +35,9 @@ from ray.util.queue import Empty, Queue
 from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault, HastenError
-from hasten.trainers.loop import Report
+from hasten.trainers.job import Job
 from hasten.trainers.memory import OutOfMemory
-from hasten.trainers.session import Job
+from hasten.trainers.records import Report
 from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker, Tracker
 from hasten.trainers.worker import Worker

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 RunStatus = Literal["finished", "failed", "stopped", "running"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the outside hears now and then; equal on every rank, so that all can decide alike.
+
+    ``images`` of ``total`` are done after ``seconds`` of training; ``evaluated`` says that held-out metrics
+    are among ``metrics``, and ``items`` then holds the held-out error of each group of images: the same
+    images, noise and timesteps for every run of an ``eval`` spec. ``stopped`` says that the run ends here,
+    unfinished.
+    """
+
+    images: int
+    total: int
+    seconds: float
+    metrics: dict[str, float]
+    evaluated: bool
+    stopped: bool = False
+    items: tuple[float, ...] = ()
 
 
 class Point(BaseModel):

@@ -8,18 +8,16 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Final, cast
 
 import torch
-import yaml
 
 from hasten.trainers import ema, loop, memory, optimizers, samplers, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.sources import Source
-from hasten.trainers.loop import Report
+from hasten.trainers.job import Job
 from hasten.trainers.loss import LossWeights
 from hasten.trainers.meters import Meter
 from hasten.trainers.metrics.evaluation import Evaluator
@@ -29,7 +27,7 @@ from hasten.trainers.models import networks
 from hasten.trainers.models.networks import Network
 from hasten.trainers.parts import Parts
 from hasten.trainers.process import Process
-from hasten.trainers.records import RunResult
+from hasten.trainers.records import Report, RunResult
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
@@ -37,35 +35,6 @@ from hasten.trainers.worker import Worker
 log = logging.getLogger(__name__)
 
 _BUCKET_MB: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """A run and its addresses: small, picklable, free of secrets."""
-
-    spec: RunSpec
-    data_uri: str
-    data_digest: str
-    storage_uri: str
-
-    @property
-    def fingerprint(self) -> str:
-        return self.spec.fingerprint(self.data_digest)
-
-    @property
-    def run(self) -> str:
-        return f"{self.spec.name}-{self.fingerprint}"
-
-    @property
-    def uri(self) -> str:
-        """The run's folder in the store."""
-        return f"{self.storage_uri.rstrip('/')}/runs/{self.run}"
-
-    def resolved(self) -> str:
-        """The whole recipe with its defaults, as YAML."""
-        return yaml.safe_dump(
-            self.spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
-        )
 
 
 def job(spec: RunSpec, storage_uri: str) -> Job:

@@ -228,6 +228,16 @@ class Execution(Spec):
         return self
 
 
+class Start(Spec):
+    """Go on from another run's checkpoint after ``images``, with this recipe: part of what is computed.
+
+    ``run`` is the other run's folder in the store, NAME-FINGERPRINT.
+    """
+
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}-[0-9a-f]{12}$")]
+    images: Count
+
+
 class RunSpec(Spec):
     """One training run. See ``recipes/`` for examples and ``README.md`` for every key."""
 
@@ -243,6 +253,7 @@ class RunSpec(Spec):
     ema: Averaging
     precision: Literal["fp32", "bf16"] = "fp32"
     budget: Budget
+    start: Start | None = None
     eval: Eval = Eval()
     execution: Execution = Execution()
 
@@ -268,6 +279,8 @@ class RunSpec(Spec):
     def identity(self, data_digest: str) -> dict[str, Any]:
         """What is computed, as plain data: the data by its digest, never by its address."""
         fields = self.model_dump(mode="json", exclude={"name", "execution"})
+        if self.start is None:  # runs were fingerprinted before there was such a key
+            del fields["start"]
         fields["data"] = self.data.model_dump(mode="json", exclude={"source"}) | {"digest": data_digest}
         return fields
 

@@ -28,6 +28,7 @@ from hasten.trainers.datasets import sources
 from hasten.trainers.diffusion import Ddpm, Diffusion, Flow
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import model_card, solvers
+from hasten.trainers.job import Job
 from hasten.trainers.metrics.evaluation import Evaluator
 from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.models import networks
@@ -35,7 +36,6 @@ from hasten.trainers.models.architectures import Architecture
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
-from hasten.trainers.session import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 from hasten.trainers.worker import Worker

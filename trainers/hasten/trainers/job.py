@@ -1,0 +1,55 @@
+"""A run bound to its data and its store: what travels to the process that trains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from hasten.trainers.specs import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """A checkpoint to start from: that of the run at ``uri`` (its folder in the store) after ``images``."""
+
+    uri: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run and its addresses: small, picklable, free of secrets.
+
+    ``origin`` is a shortcut and never changes what is computed: a checkpoint of a run that is known to be
+    the same as this one until then; where it is missing, the run starts at its beginning. ``until`` ends the
+    run unfinished, with a checkpoint, after that many images. At each of ``forks`` images a checkpoint is
+    written that stays, for other runs to start from. All are multiples of the batch.
+    """
+
+    spec: RunSpec
+    data_uri: str
+    data_digest: str
+    storage_uri: str
+    origin: Origin | None = None
+    until: int | None = None
+    forks: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.spec.fingerprint(self.data_digest)
+
+    @property
+    def run(self) -> str:
+        return f"{self.spec.name}-{self.fingerprint}"
+
+    @property
+    def uri(self) -> str:
+        """The run's folder in the store."""
+        return f"{self.storage_uri.rstrip('/')}/runs/{self.run}"
+
+    def resolved(self) -> str:
+        """The whole recipe with its defaults, as YAML."""
+        return yaml.safe_dump(
+            self.spec.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100
+        )
