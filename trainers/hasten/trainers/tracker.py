@@ -23,6 +23,7 @@ EVAL_LOSS: Final = "eval/loss"
 EVAL_EXCESS: Final = "eval/excess_loss"
 EVAL_FRECHET: Final = "eval/frechet"
 IMAGES_PER_SECOND: Final = "perf/images_per_second"
+SECONDS: Final = "perf/seconds"  # of training so far, over all attempts
 FIXED_NOISE_GRID: Final = "samples/fixed_noise"
 LOSS_BY_TIMESTEP: Final = "eval/loss_by_timestep.json"
 RESOLVED_CONFIG: Final = "config/resolved.yaml"

@@ -25,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 
 from hasten.trainers.errors import Fault, HastenError
-from hasten.trainers.metrics.evaluation import Evaluator, Losses
+from hasten.trainers.metrics.evaluation import Evaluator
+from hasten.trainers.metrics.losses import Losses
 from hasten.trainers.models.networks import Network
 
 What = Literal["losses", "quality", "sheet"]

@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,44 +22,16 @@ from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import pictures, sampling, scatter
 from hasten.trainers.metrics import features, frechet, quality
 from hasten.trainers.metrics.features import Comparable
+from hasten.trainers.metrics.losses import CHUNK, Losses, by_group, means
 from hasten.trainers.metrics.subject import SEED, Subject
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Eval, Pixels
 from hasten.trainers.worker import Worker
 
-_CHUNK: Final = 256
-
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Moments = tuple[Array, Array]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Losses:
-    """Mean squared errors of the implied noise on held-out data.
-
-    ``excess`` is what exceeds the best possible network's, where that is known. The arrays hold the same by
-    equal ranges of timesteps, least noise first; NaN where no image fell into a range.
-    """
-
-    loss: float
-    by_timestep: Array
-    excess: float | None = None
-    excess_by_timestep: Array | None = None
-
-    def metrics(self) -> dict[str, float]:
-        """Under the names that they are tracked by."""
-        return {"eval/loss": self.loss} | ({} if self.excess is None else {"eval/excess_loss": self.excess})
-
-    def bins(self) -> dict[str, list[float | None]]:
-        """By timestep, as plain data; None where no image fell into a range."""
-        arrays = {"loss": self.by_timestep, "excess_loss": self.excess_by_timestep}
-        return {
-            name: [None if np.isnan(value) else float(value) for value in array]
-            for name, array in arrays.items()
-            if array is not None
-        }
 
 
 class Evaluator:
@@ -92,8 +63,8 @@ class Evaluator:
         found = torch.zeros((2, count), dtype=torch.float64, device=self._worker.device)
         steps, eps, noisy = self._trials
         targets = [eps] if self._best is None else [eps, self._best]
-        for start in range(0, len(mine), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(mine), CHUNK):
+            part = slice(start, start + CHUNK)
             with _judged(network):
                 answer = self._implied_noise(
                     network, noisy[part], steps[mine[part]], self._labels(mine[part])
@@ -103,12 +74,17 @@ class Evaluator:
                 found[row, torch.from_numpy(mine[part])] = _squared_error(answer, wanted)
         errors = self._worker.sum(found)
         bins = steps * self._spec.loss.bins // len(self._process.levels)
-        loss, by_timestep = _means(errors[0], bins, self._spec.loss.bins)
-        if self._best is None:
-            return Losses(loss=loss, by_timestep=by_timestep)
-        excess, excess_by_timestep = _means(errors[1], bins, self._spec.loss.bins)
+        loss, by_timestep = means(errors[0], bins, self._spec.loss.bins)
+        known = self._best is not None
+        excess, excess_by_timestep = (
+            means(errors[1], bins, self._spec.loss.bins) if known else (None, None)
+        )
         return Losses(
-            loss=loss, by_timestep=by_timestep, excess=excess, excess_by_timestep=excess_by_timestep
+            loss=loss,
+            by_timestep=by_timestep,
+            items=by_group(errors[0]),
+            excess=excess,
+            excess_by_timestep=excess_by_timestep,
         )
 
     def quality(self, network: Network) -> dict[str, float]:
@@ -323,17 +299,6 @@ def _judged(network: torch.nn.Module) -> Iterator[None]:
 def _squared_error(answer: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Of each image, shape (B,), in float64."""
     return (answer - target).double().square().mean(dim=(1, 2, 3))
-
-
-def _means(errors: torch.Tensor, bins: NDArray[np.int64], count: int) -> tuple[float, Array]:
-    """The mean of all errors, added up in chunks as one worker would, and the mean of each bin."""
-    total = torch.zeros((), dtype=torch.float64, device=errors.device)
-    for start in range(0, len(errors), _CHUNK):
-        total += errors[start : start + _CHUNK].sum()
-    sums = np.bincount(bins, weights=errors.cpu().numpy(), minlength=count)
-    sizes = np.bincount(bins, minlength=count)
-    by_bin = np.divide(sums, sizes, out=np.full(count, np.nan), where=sizes > 0)
-    return total.item() / len(errors), by_bin
 
 
 def _visible(samples: Comparable) -> NDArray[np.uint8]:

@@ -28,7 +28,8 @@ Pending = dict[str, Any]  # of one evaluation: its marks and the weights that we
 class Scored:
     """What became known of one evaluation: metrics by the step that they belong to, and a picture.
 
-    ``by_timestep`` is the loss of equal ranges of timesteps; ``sheet`` is known on the first worker alone.
+    ``by_timestep`` is the loss of equal ranges of timesteps, with its step and, as ``items``, the loss of each
+    group of images; ``sheet`` is known on the first worker alone.
     """
 
     metrics: list[tuple[int, dict[str, float]]]
@@ -178,14 +179,16 @@ def wanted(marks: Marks) -> frozenset[What]:
 def scored(marks: Marks, scores: Scores, raw: Scores | None) -> Scored:
     """Scores under the steps and the names that they are tracked by."""
     metrics: list[tuple[int, dict[str, float]]] = []
+    by_timestep: dict[str, Any] | None = None
     if marks.loss is not None and scores.losses is not None:
         last = raw.losses.metrics() if raw and raw.losses else {}
         metrics.append((marks.loss, scores.losses.metrics() | _as_raw(last)))
+        by_timestep = {"step": marks.loss, **scores.losses.bins(), "items": list(scores.losses.items)}
     if marks.samples is not None:
         metrics.append((marks.samples, scores.quality | _as_raw(raw.quality if raw else {})))
     return Scored(
         metrics=metrics,
-        by_timestep=None if scores.losses is None else {"step": marks.loss, **scores.losses.bins()},
+        by_timestep=by_timestep,
         sheet=None if marks.sheet is None or scores.sheet is None else (marks.sheet, scores.sheet),
     )
 
