@@ -97,6 +97,7 @@ def test_background_scores_are_the_inline_ones_to_the_bit(made: Any) -> None:
         assert theirs.losses is not None
         assert mine.losses is not None
         np.testing.assert_array_equal(theirs.losses.by_timestep, mine.losses.by_timestep)
+        assert theirs.losses.items == mine.losses.items
         np.testing.assert_array_equal(theirs.sheet, mine.sheet)
     assert found[0].metrics() != found[1].metrics()
     assert "eval/kid" in found[0].metrics()

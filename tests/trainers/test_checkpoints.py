@@ -16,17 +16,23 @@ from PIL import Image
 
 from hasten.trainers.checkpoints import RunStore, State, StoreWriter, png
 from hasten.trainers.errors import Fault, HastenError
+from hasten.trainers.posthoc import Snapshot
 from hasten.trainers.records import Point, RunResult
 
 
-def state(images: int) -> State:
+def state(images: int, loss: float | None = None) -> State:
+    """A state after ``images``; ``loss`` was measured then, and a worse one at the start."""
     return {
         "images": images,
         "seconds": 1.5,
         "network": {"weight": torch.full((2, 3), float(images)), "steps": torch.tensor(images)},
         "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 0.999)}]},
-        "history": [[0, {"train/loss": 1.0}]],
+        "history": [[0, {"train/loss": 1.0}]] if loss is None else measured(images, loss),
     }
+
+
+def measured(images: int, loss: float) -> list[list[Any]]:
+    return [[0, {"eval/loss": loss + 1.0}], [images, {"eval/loss": loss}], [images, {"train/loss": 0.0}]]
 
 
 def result(**changes: Any) -> RunResult:
@@ -89,6 +95,101 @@ def test_only_two_are_kept(store: RunStore) -> None:
         store.save(state(images))
     assert [store.load(name)["images"] for name in store.checkpoints()] == [400, 500]
     assert len(list((Path(store.uri) / "checkpoints").iterdir())) == 2
+
+
+def test_the_best_is_kept_beside_the_two_newest(store: RunStore) -> None:
+    """By the newest loss that was known when it was written; of equal ones the newest."""
+    assert store.best() is None
+    for images, loss in ((100, 0.5), (200, 0.3), (300, 0.4), (400, 0.3), (500, 0.6), (600, 0.7), (700, 0.8)):
+        store.save(state(images, loss))
+    kept = store.checkpoints()
+    assert [store.load(name)["images"] for name in kept] == [400, 600, 700]
+    assert store.best() == kept[0]
+    assert store.latest() == kept[-1]
+    store.save(state(800, 0.0))
+    assert [store.load(name)["images"] for name in store.checkpoints()] == [700, 800]
+    assert store.best() == store.latest()
+
+
+def test_without_a_loss_no_checkpoint_is_best(store: RunStore) -> None:
+    store.save(state(100))
+    store.save(state(200))
+    assert store.best() is None
+
+
+def test_forks_stay(store: RunStore, assert_same: Any) -> None:
+    uris = [store.write_fork(state(images)) for images in (200, 100)]
+    for images in range(100, 700, 100):
+        store.save(state(images))
+    assert store.forks() == [100, 200]
+    assert uris == [f"{store.uri}/{store.fork(images)}" for images in (200, 100)]
+    assert_same(store.load_fork(100), state(100))
+    assert [store.load(name)["images"] for name in store.checkpoints()] == [500, 600]
+
+
+@pytest.mark.parametrize("images", [99, 101, 300])
+def test_a_fork_is_of_one_moment(images: int, store: RunStore) -> None:
+    store.write_fork(state(100))
+    store.write_fork(state(200))
+    with pytest.raises(Fault, match=f"no checkpoint after {images}"):
+        store.load_fork(images)
+
+
+@pytest.mark.parametrize("file", ["state.pt", "manifest.json"])
+def test_half_a_fork_is_none(file: str, store: RunStore) -> None:
+    uri = store.write_fork(state(100))
+    (Path(uri) / file).unlink()
+    assert store.forks() == ([100] if file == "state.pt" else [])
+    with pytest.raises(Fault):
+        store.load_fork(100)
+
+
+def test_furthest_of_checkpoints_and_forks(store: RunStore) -> None:
+    assert store.furthest(1000) is None
+    for images in (100, 300):
+        store.save(state(images))
+    for images in (200, 400):
+        store.write_fork(state(images))
+
+    def furthest(most: int) -> int:
+        place = store.furthest(most)
+        return 0 if place is None else store.read(place)["images"]
+
+    assert [furthest(most) for most in (99, 100, 250, 300, 399, 400, 1000)] == [
+        0,
+        100,
+        200,
+        300,
+        300,
+        400,
+        400,
+    ]
+
+
+def test_a_broken_manifest_spares_the_other_checkpoints(store: RunStore) -> None:
+    store.save(state(100, 0.1))
+    name = store.latest()
+    assert name is not None
+    (folder_of(store, name) / "manifest.json").write_bytes(b"{")
+    store.save(state(200, 0.2))
+    assert store.best() == store.latest() != name
+    with pytest.raises(Fault, match="damaged"):
+        store.load(name)
+
+
+def test_heir_gets_sheets_and_averages_until_then(tmp_path: Path) -> None:
+    donor, heir = RunStore(str(tmp_path / "donor")), RunStore(str(tmp_path / "heir"))
+    for images in (0, 100, 200):
+        donor.write_sheet(images, png(picture(images)))
+        weights = {"weight": torch.full((2,), float(images))}
+        donor.write_average(Snapshot(images=images, std=0.05, state=weights))
+    heir.write_sheet(0, png(picture(7)))
+    heir.inherit(donor, 100)
+    assert [step for step, _ in heir.sheets()] == [0, 100]
+    np.testing.assert_array_equal(heir.sheets()[0][1], picture(7))
+    profiles = heir.averages()
+    assert [profile.images for profile in profiles] == [0, 100]
+    assert torch.equal(heir.read_average(profiles[1]).state["weight"], torch.full((2,), 100.0))
 
 
 def test_without_a_manifest_there_is_no_checkpoint(store: RunStore) -> None:
@@ -251,12 +352,40 @@ def test_writer_keeps_order_and_returns_the_newest(store: RunStore, writer: Stor
     assert writer.wait() is None
     writer.sheet(100, picture(1))
     writer.checkpoint(state(100))
+    writer.fork(state(100))
     writer.sheet(200, picture(2))
     writer.checkpoint(state(200))
     uri = writer.wait()
     assert uri == f"{store.uri}/checkpoints/{store.latest()}"
     assert [store.load(name)["images"] for name in store.checkpoints()] == [100, 200]
+    assert store.forks() == [100]
     assert [step for step, _ in store.sheets()] == [100, 200]
+
+
+def test_forks_can_be_waited_for(tmp_path: Path, assert_same: Any) -> None:
+    """They are copies too, and what was not written is told."""
+    gate = threading.Event()
+
+    class Slow(RunStore):
+        def write_fork(self, state: State) -> str:
+            gate.wait(30)
+            return super().write_fork(state)
+
+    store = Slow(str(tmp_path))
+    writer = StoreWriter(store)
+    changing = state(100)
+    writer.fork(changing)
+    changing["network"]["weight"].zero_()
+    assert store.forks() == []
+    gate.set()
+    writer.wait_for_forks()
+    assert_same(store.load_fork(100), state(100))
+    (tmp_path / "forks").rename(tmp_path / "elsewhere")
+    (tmp_path / "forks").write_bytes(b"in the way")
+    writer.fork(state(200))
+    with pytest.raises(Fault):
+        writer.wait_for_forks()
+    writer.close()
 
 
 @pytest.mark.parametrize("kind", ["sheet", "checkpoint"])

@@ -183,7 +183,9 @@ def test_nothing_is_retrieved_from_images_that_are_all_alike() -> None:
     assert similarity.retrieved(np.array([[2.0, 1.0], [0.0, 3.0]])).tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("spec", PROCESSES, ids=NAMES)
+@pytest.mark.parametrize(
+    "spec", [PROCESSES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in PROCESSES[1:])], ids=NAMES
+)
 def test_the_gaussian_denoisers_samples_have_the_datas_moments(spec: Diffusion) -> None:
     """For Gaussian data it is the exact denoiser, so the ODE carries noise to the data's distribution."""
     data = correlated(4000, "data")

@@ -186,6 +186,22 @@ def test_ranges_without_an_image_have_no_loss() -> None:
     assert [value is None for value in bins["loss"]] == np.isnan(found.by_timestep).tolist()
 
 
+@pytest.mark.parametrize("count", [1, 3, 64, 65, 300])
+def test_items_are_the_means_of_groups_of_images(count: int) -> None:
+    """Every 64th image makes a group, from each of the first 64 on."""
+    measured = evaluator(Eval(loss=LossEval(images=count)))
+    found = measured.losses(Halving())
+    steps, eps, noisy = measured._trials
+    errors = np.square((0.5 * noisy - eps).astype(np.float64)).mean(axis=(1, 2, 3))
+    groups = min(64, count)
+    expected = [errors[group::groups].mean() for group in range(groups)]
+    np.testing.assert_allclose(found.items, expected, rtol=1e-6)
+    sizes = [len(errors[group::groups]) for group in range(groups)]
+    assert np.average(found.items, weights=sizes) == pytest.approx(found.loss)
+    if count == 300:  # every group has easy and hard timesteps
+        assert all(np.ptp(steps[group::groups]) > 600 for group in range(groups))
+
+
 def test_conditional_networks_are_told_the_true_labels() -> None:
     told, untold = Listener(), Listener()
     evaluator(subject=images(classes=3)).losses(told)
@@ -539,7 +555,7 @@ evaluator = Evaluator(
     worker=Worker(rank=rank, world_size=2),
 )
 losses = evaluator.losses(network)
-print(json.dumps([losses.metrics() | evaluator.quality(network), losses.by_timestep.tolist()]))
+print(json.dumps([losses.metrics() | evaluator.quality(network), losses.by_timestep.tolist(), losses.items]))
 """
 
 
@@ -565,3 +581,4 @@ def test_two_real_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert first == second
     assert first[0] == pytest.approx(losses.metrics() | quality, rel=1e-5)
     assert first[1] == pytest.approx(losses.by_timestep.tolist(), rel=1e-5)
+    assert first[2] == pytest.approx(list(losses.items), rel=1e-5)

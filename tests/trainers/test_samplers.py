@@ -444,6 +444,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_adaptive_state_is_equal_on_both_ranks_and_to_one_process(tmp_path: Path) -> None:
     """Two real processes under gloo, and the same run alone: equal to the last bit."""
     meeting, files = f"file://{tmp_path}/meeting", [tmp_path / "0.pt", tmp_path / "1.pt"]

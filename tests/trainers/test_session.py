@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -148,12 +149,15 @@ def test_killed_again_and_again(
     outcome: Outcome,
     assert_same: AssertSame,
 ) -> None:
-    """Every attempt lives for four reports, and writes its checkpoints at marks of its own."""
-    resumed = []
+    """Every attempt lives for four new reports, and writes its checkpoints at marks of its own."""
+    resumed: list[int] = []
     for attempt in range(10):
         job = job_of({"execution.checkpoint_every": 0.15 + 0.02 * attempt})
+        latest = RunStore(job.uri).latest()
+        done = -1 if latest is None else RunStore(job.uri).load(latest)["images"]
         running = run(job)
-        seen = [report.images for _, report in zip(range(4), running, strict=False)]
+        new = (report.images for report in running if report.images > done)
+        seen = [images for _, images in zip(range(4), new, strict=False)]
         running.close()
         if not seen:
             break
@@ -176,15 +180,16 @@ def test_stopped_run_keeps_what_it_did_and_goes_on(
     job = job_of({"optimizer.batch": batch})
     asked = iter([False] * (ticks - 1))
     reports = list(run(job, stop=lambda: next(asked, True)))
-    assert [report.stopped for report in reports] == [False] * ticks + [True]
-    assert reports[-1].images == ticks * batch
+    assert [report.stopped for report in reports] == [False] * (len(reports) - 1) + [True]
+    assert [report.images for report in reports if not report.evaluated][-1] == ticks * batch
     store = RunStore(job.uri)
     assert store.result() is None
     latest = store.latest()
     assert latest is not None
     assert store.load(latest)["images"] == ticks * batch
     rest = list(run(job))
-    assert rest[0].images == (ticks + 1) * batch
+    assert all(report.images > ticks * batch for report in rest if not report.evaluated)
+    assert [report.images for report in rest if report.evaluated] == [0, 160, 320, 480, 640]
     assert_same(outcome(job), uninterrupted[batch])
     result = store.result()
     assert result is not None
@@ -213,7 +218,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(
         pass
     running.close()
     assert RunStore(job.uri).result() is None
-    assert list(run(job)) == []
+    assert [report.images for report in run(job)] == [0, 160, 320, 480, 640]
     assert_same(outcome(job), uninterrupted[64])
     store = RunStore(job.uri)
     result = store.result()
@@ -298,14 +303,53 @@ def test_finished_run_recomputes_nothing_and_tells_the_same_again(job_of: JobOf,
     assert list(run(job_of({"name": "other"})))
 
 
+@pytest.mark.parametrize("batch", BATCHES)
+def test_resumed_run_reports_its_evaluations_again(batch: int, job_of: JobOf, run: Run) -> None:
+    """The same reports, down to their seconds, whether an evaluation falls on a batch's end or not."""
+    job = job_of({"optimizer.batch": batch})
+    running = run(job)
+    first = [report for _, report in zip(range(9), running, strict=False)]
+    running.close()
+    latest = RunStore(job.uri).latest()
+    assert latest is not None
+    done = RunStore(job.uri).load(latest)["images"]
+    again = list(run(job))
+    told = [report for report in first if report.evaluated and report.images <= done]
+    assert len(told) >= 3
+    assert again[: len(told)] == [dataclasses.replace(report, again=True) for report in told]
+    assert again[len(told)].images > done
+    assert [report.again for report in (*first, *again[len(told) :])].count(True) == 0
+    evaluated = [report for report in again if report.evaluated]
+    assert [report.images for report in evaluated] == [0, 160, 320, 480, 640]
+    result = RunStore(job.uri).result()
+    assert result is not None
+    assert result.seconds == again[-1].seconds == result.metrics[tracker.SECONDS]
+    for report, row in zip(evaluated, result.by_timestep, strict=True):
+        assert report.metrics[tracker.EVAL_LOSS] == dict(result.series(tracker.EVAL_LOSS))[report.images]
+        assert list(report.items) == row["items"]
+        assert len(report.items) == 32
+
+
+def test_seconds_of_training_are_a_curve(job_of: JobOf, run: Run) -> None:
+    job = job_of()
+    reports = list(run(job))
+    result = RunStore(job.uri).result()
+    assert result is not None
+    seconds = dict(result.series(tracker.SECONDS))
+    assert list(seconds) == list(range(64, 641, 64))
+    assert list(seconds.values()) == sorted(seconds.values())
+    for report in reports[1:]:
+        assert report.seconds == seconds[-(-report.images // 64) * 64]
+
+
 def test_resumed_run_tells_what_it_told_before(job_of: JobOf, run: Run) -> None:
     """A tracker sees each point once or again, never another value."""
     whole, parts = ListeningTracker(), ListeningTracker()
     list(run(job_of(), track=whole))
     job = job_of({"name": "again"})
-    for _ in range(3):
+    for reports in (6, 10, 100):
         running = run(job, track=parts)
-        for _ in range(6):
+        for _ in range(reports):
             next(running, None)
         running.close()
     values = {key: value for key, value in whole.points.items() if not key[0].startswith("perf/")}
@@ -385,10 +429,11 @@ def test_a_split_with_an_empty_side(holdout: float, tmp_path: Path, spec_of: Cal
         session.assemble(session.job(spec, str(tmp_path)), Worker())
 
 
-# Two processes, as torchrun starts them. Each case is a run's recipe and folder; rank 0 kills itself after
-# `kill_after` reports; rank `stop_rank` alone is asked to stop at its `stop_after`-th tick.
+# Two processes, as torchrun starts them. Each case is a run's recipe and folder, which may end at
+# `until`; rank 0 kills itself after `kill_after` reports; rank `stop_rank` alone is asked to stop at its
+# `stop_after`-th tick.
 SCRIPT = """
-import json, os, signal, sys
+import dataclasses, json, os, signal, sys
 from hasten.trainers import config, local, session
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker
@@ -397,6 +442,7 @@ cases = json.loads(sys.argv[1])
 with local.worker(config.validate(RunSpec, cases[0]["recipe"])) as worker:
     for case in cases:
         job = session.job(config.validate(RunSpec, case["recipe"]), case["storage"])
+        job = dataclasses.replace(job, until=case.get("until"))
         ticks = 0
 
         def stop():
@@ -433,9 +479,9 @@ def test_two_processes(
     outcome: Outcome,
     assert_same: AssertSame,
 ) -> None:
-    """Under torchrun with two processes: killed and continued, stopped by one rank and continued, and
-    undisturbed are equal to the last bit; one process finds the same to rounding, also where a batch of 7
-    or of a single image cannot be shared evenly."""
+    """Under torchrun with two processes: killed and continued, stopped by one rank and continued, ended at a
+    fork and continued, and undisturbed are equal to the last bit; one process finds the same to rounding,
+    also where a batch of 7 or of a single image cannot be shared evenly."""
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
 
@@ -453,14 +499,16 @@ def test_two_processes(
         case("single", single),
         stopped,
         case("stopped"),
-        killed | {"kill_after": 5},
+        case("parted", until=320),
+        case("parted"),
+        killed | {"kill_after": 7},
     ]
     assert torchrun(script, first) != 0
     assert RunStore(bind(tmp_path / "killed").uri).result() is None
     assert torchrun(script, [killed]) == 0
 
     plain = outcome(bind(tmp_path / "plain"))
-    for folder in ("stopped", "killed"):
+    for folder in ("stopped", "parted", "killed"):
         assert_same(outcome(bind(tmp_path / folder)), plain)
         result = RunStore(bind(tmp_path / folder).uri).result()
         assert result is not None

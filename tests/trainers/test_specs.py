@@ -87,7 +87,7 @@ KINDS = {
     "ema.kind": {"kind": "classic"},
     "eval.samples.features.kind": {"kind": "classifier"},
 }
-APART = {"name", "data.source"}
+APART = {"name", "data.source", "start"}  # no start was no key when runs were first fingerprinted
 
 
 def flat(spec: RunSpec) -> dict[str, Any]:
@@ -104,6 +104,26 @@ def test_fingerprint_changes_with_everything_that_is_computed(spec_of: Build) ->
     }
     fingerprints |= {base.fingerprint("d"), base.fingerprint("another")}
     assert len(fingerprints) == len(OTHER) + len(KINDS) + 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "fingerprint"),
+    [
+        ({}, "e4443ff72a76"),
+        ({"curriculum": {"kind": "uniform"}}, "4b9534a22971"),
+        ({"diffusion": {"kind": "edm"}, "ema": {"kind": "classic"}}, "536014080a0d"),
+    ],
+)
+def test_fingerprints_stay_what_they_were(changes: dict[str, Any], fingerprint: str, spec_of: Build) -> None:
+    """Stored runs are found again: these were recorded before there were later keys."""
+    assert spec_of(changes).fingerprint("d") == fingerprint
+
+
+def test_where_a_run_starts_is_part_of_what_it_computes(spec_of: Build) -> None:
+    starts = [("a-0123456789ab", 64), ("a-0123456789ab", 128), ("a-ba9876543210", 64)]
+    specs = [spec_of({"start": {"run": run, "images": images}}) for run, images in starts]
+    assert len({spec.fingerprint("d") for spec in (spec_of(), *specs)}) == 4
+    assert spec_of({"start": None}).fingerprint("d") == spec_of().fingerprint("d")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +285,8 @@ def refusal(build: Build, changes: dict[str, Any]) -> ConfigError:
             "divides its own density out",
         ),
         ({"data.resolution": 6, "model.multipliers": [1, 1, 1]}, "data.resolution", "halved"),
+        ({"start": {"run": "a-0123456789ab", "images": 640}}, "start.images", "leaves nothing"),
+        ({"start": {"run": "a", "images": 64}}, "start.run", "pattern"),
     ],
 )
 def test_errors_name_the_users_key(changes: dict[str, Any], subject: str, words: str, spec_of: Build) -> None:

@@ -1,16 +1,13 @@
-"""A run's folder in the store: checkpoints, sample sheets and the result.
+"""A run's folder in the store: checkpoints, forks, sample sheets and the result.
 
-Payload first, manifest last: a checkpoint without its manifest does not exist. ``result.json`` comes last
-of all and says that the run is finished.
+A fork is a checkpoint that stays, for other runs to start from. ``result.json`` comes last of all and says
+that the run is finished.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import secrets
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final
@@ -24,28 +21,29 @@ from hasten.trainers import posthoc
 from hasten.trainers.errors import Fault
 from hasten.trainers.posthoc import Profile, Snapshot
 from hasten.trainers.records import RunResult
+from hasten.trainers.states import State, States, images_of
 from hasten.trainers.store import Folder
 
-State = dict[str, Any]
+__all__ = ["Picture", "RunStore", "State", "StoreWriter", "png"]
+
 Picture = NDArray[np.uint8]
 
-_FOLDER: Final = "checkpoints"
-_PAYLOAD: Final = "state.pt"
-_MANIFEST: Final = "manifest.json"
 _RECIPE: Final = "recipe.yaml"
 _RESULT: Final = "result.json"
 _SHEETS: Final = "samples"
 _AVERAGES: Final = "ema"
 _MICRO_BATCH: Final = "micro_batch.json"
-_KEPT: Final = 2
+_NEWEST: Final = 2  # checkpoints that stay, beside the best one
 
 
 class RunStore:
-    """Checkpoints and results of one run, at ``{storage}/runs/{name}-{fingerprint}``."""
+    """Checkpoints, forks and results of one run, at ``{storage}/runs/{name}-{fingerprint}``."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self._folder = Folder(uri)
+        self._checkpoints = States(self._folder, "checkpoints")
+        self._forks = States(self._folder, "forks")
 
     def result(self) -> RunResult | None:
         """The result of a finished run, or None.
@@ -71,6 +69,11 @@ class RunStore:
         """Keep the run's recipe beside its checkpoints: a model can be used before the run has ended."""
         self._folder.write(_RECIPE, resolved.encode())
 
+    def recipe(self) -> str | None:
+        """The resolved recipe as YAML, or None where no such run was ever started."""
+        content = self._folder.read(_RECIPE)
+        return None if content is None else content.decode()
+
     def write_sheet(self, step: int, png: bytes) -> None:
         self._folder.write(f"{_SHEETS}/{step:012d}.png", png)
 
@@ -82,6 +85,11 @@ class RunStore:
             for name, file in files
             if file
         ]
+
+    def sheet_files(self) -> dict[int, bytes]:
+        """Every sheet of samples as a PNG file, by its step."""
+        files = {name: self._folder.read(f"{_SHEETS}/{name}") for name in self._folder.names(_SHEETS)}
+        return {int(name.partition(".")[0]): file for name, file in files.items() if file}
 
     def last_sheet(self) -> bytes | None:
         """The newest sheet of samples as a PNG file, or None."""
@@ -115,17 +123,28 @@ class RunStore:
     def write_micro_batch(self, images: int) -> None:
         self._folder.write(_MICRO_BATCH, json.dumps({"images": images}).encode())
 
+    def inherit(self, donor: RunStore, images: int) -> None:
+        """Copy another run's sheets and averages until ``images``: this run goes on from there."""
+        for folder in (_SHEETS, _AVERAGES):
+            here = self._folder.names(folder)
+            for name in donor._folder.names(folder):
+                if name not in here and int(name[:12]) <= images:
+                    self._folder.write(f"{folder}/{name}", donor._folder.read(f"{folder}/{name}") or b"")
+
     def checkpoints(self) -> list[str]:
         """Names of the complete checkpoints, oldest first."""
-        names = self._folder.names(_FOLDER)
-        return [name for name in names if self._folder.read(f"{_FOLDER}/{name}/{_MANIFEST}") is not None]
+        return list(self._checkpoints.manifests())
 
     def latest(self) -> str | None:
         """Name of the newest complete checkpoint, or None."""
-        for name in reversed(self._folder.names(_FOLDER)):
-            if self._folder.read(f"{_FOLDER}/{name}/{_MANIFEST}") is not None:
-                return name
-        return None
+        return self._checkpoints.latest()
+
+    def best(self) -> str | None:
+        """Name of the kept checkpoint with the lowest held-out loss known when it was written.
+
+        None where none was known as yet.
+        """
+        return self._checkpoints.best()
 
     def load(self, name: str) -> State:
         """The state in a checkpoint, on the CPU.
@@ -133,43 +152,58 @@ class RunStore:
         Raises:
             Fault: the checkpoint is damaged.
         """
-        place = f"{_FOLDER}/{name}"
-        manifest = json.loads(self._folder.read(f"{place}/{_MANIFEST}") or b"{}")
-        payload = self._folder.read(f"{place}/{_PAYLOAD}")
-        if payload is None or hashlib.sha256(payload).hexdigest() != manifest.get("sha256"):
-            raise Fault(
-                f"{self.uri}/{place}",
-                "the checkpoint is damaged",
-                "Delete this folder: an older one is used.",
-            )
-        # weights_only: a checkpoint is data and never runs code.
-        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        return state
+        return self._checkpoints.read(name)
 
     def save(self, state: State) -> str:
-        """Write a checkpoint and drop all but the newest; returns its URI."""
-        # A name of its own for each attempt: large objects are never overwritten.
-        place = f"{_FOLDER}/{state['images']:012d}-{secrets.token_hex(4)}"
-        sink = io.BytesIO()
-        torch.save(state, sink)
-        payload = sink.getvalue()
-        manifest = {
-            "images": state["images"],
-            "bytes": len(payload),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-            "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        self._folder.write(f"{place}/{_PAYLOAD}", payload)
-        self._folder.write(f"{place}/{_MANIFEST}", json.dumps(manifest).encode())
-        # Only whole checkpoints count; halves that are older than those kept go with the rest.
-        oldest_kept = self.checkpoints()[-_KEPT:][0]
-        for name in self._folder.names(_FOLDER):
-            if name < oldest_kept:
-                self._folder.delete_folder(f"{_FOLDER}/{name}")
-        return f"{self.uri}/{place}"
+        """Write a checkpoint and drop all but the newest and the best; returns its URI."""
+        name = self._checkpoints.write(state)
+        self._checkpoints.prune(_NEWEST)
+        return self.checkpoint_uri(name)
 
     def checkpoint_uri(self, name: str) -> str:
-        return f"{self.uri}/{_FOLDER}/{name}"
+        return f"{self.uri}/{self._checkpoints.folder}/{name}"
+
+    def forks(self) -> list[int]:
+        """After how many images there are complete forks, ascending."""
+        return sorted({images_of(name) for name in self._forks.manifests()})
+
+    def load_fork(self, images: int) -> State:
+        """The state in the fork after ``images``, on the CPU.
+
+        Raises:
+            Fault: there is none, or it is damaged.
+        """
+        return self.read(self.fork(images))
+
+    def write_fork(self, state: State) -> str:
+        """Write a checkpoint that stays; returns its URI."""
+        return f"{self.uri}/{self._forks.folder}/{self._forks.write(state)}"
+
+    def fork(self, images: int) -> str:
+        """The place, in the run's folder, of the fork after ``images``.
+
+        Raises:
+            Fault: there is none.
+        """
+        name = self._forks.latest(images)
+        if name is None or images_of(name) != images:
+            raise Fault(f"{self.uri}/{self._forks.folder}", f"has no checkpoint after {images:,} images")
+        return f"{self._forks.folder}/{name}"
+
+    def furthest(self, most: int) -> str | None:
+        """The place of the checkpoint or fork with the most images up to ``most``; None without any."""
+        found = [(states.latest(most), states.folder) for states in (self._checkpoints, self._forks)]
+        known = [(images_of(name), f"{folder}/{name}") for name, folder in found if name is not None]
+        return max(known, key=lambda each: each[0])[1] if known else None
+
+    def read(self, place: str) -> State:
+        """The state in the checkpoint or fork at a place in the run's folder, on the CPU.
+
+        Raises:
+            Fault: it is damaged.
+        """
+        folder, _, name = place.partition("/")
+        return States(self._folder, folder).read(name)
 
 
 class StoreWriter:
@@ -179,6 +213,7 @@ class StoreWriter:
         self._store = store
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store-writer")
         self._checkpoint: Future[str] | None = None
+        self._forks: list[Future[str]] = []
         self._others: list[Future[None]] = []
 
     def checkpoint(self, state: State) -> None:
@@ -189,6 +224,10 @@ class StoreWriter:
         """
         self.wait()
         self._checkpoint = self._executor.submit(self._store.save, _copied(state))
+
+    def fork(self, state: State) -> None:
+        """Copy ``state`` now and write it soon, to stay."""
+        self._forks.append(self._executor.submit(self._store.write_fork, _copied(state)))
 
     def sheet(self, step: int, picture: Picture) -> None:
         """Write a picture of samples soon."""
@@ -208,7 +247,18 @@ class StoreWriter:
         for other in self._others:
             other.result()
         self._others.clear()
+        self.wait_for_forks()
         return self._checkpoint.result() if self._checkpoint else None
+
+    def wait_for_forks(self) -> None:
+        """Wait until all forks can be read.
+
+        Raises:
+            Fault: one could not be written.
+        """
+        for fork in self._forks:
+            fork.result()
+        self._forks.clear()
 
     def close(self) -> None:
         self._executor.shutdown(wait=True)

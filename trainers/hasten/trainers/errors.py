@@ -38,6 +38,22 @@ class Fault(HastenError):
     """The world failed: a server down, a disk full, training diverged."""
 
 
+class Diverged(Fault):
+    """Training ran into infinity: the same run would again."""
+
+
+class Exhausted(Fault):
+    """Memory did not suffice, however little was taken at a time: it would not again."""
+
+
+class Lost(Fault):
+    """A process went away in the middle of its work; another attempt may be spared that."""
+
+
+class NodeLost(Lost):
+    """A process went away because its whole machine did."""
+
+
 class Stopped(HastenError):
     """Stopped before the end, in a state from which the same command resumes."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from hasten.trainers.errors import ConfigError
 from hasten.trainers.specs import RunSpec
 
 
@@ -24,7 +25,8 @@ class Job:
     ``origin`` is a shortcut and never changes what is computed: a checkpoint of a run that is known to be
     the same as this one until then; where it is missing, the run starts at its beginning. ``until`` ends the
     run unfinished, with a checkpoint, after that many images. At each of ``forks`` images a checkpoint is
-    written that stays, for other runs to start from. All are multiples of the batch.
+    written that stays, for other runs to start from. An update must end at each of them: they are the
+    budget, or multiples of the batch, counted from where the recipe starts.
     """
 
     spec: RunSpec
@@ -34,6 +36,19 @@ class Job:
     origin: Origin | None = None
     until: int | None = None
     forks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what the run would pass by.
+
+        Raises:
+            ConfigError: no update ends at ``until`` or at one of ``forks``.
+        """
+        first = self.spec.start.images if self.spec.start else 0
+        batch, total = self.spec.optimizer.batch, self.spec.budget.images
+        for images in (*self.forks, *([] if self.until is None else [self.until])):
+            if images != total and not (first < images < total and (images - first) % batch == 0):
+                problem = f"with {batch} images in a batch, no update ends after image {images:,}"
+                raise ConfigError("optimizer.batch", problem, "Choose a batch that divides it.")
 
     @property
     def fingerprint(self) -> str:

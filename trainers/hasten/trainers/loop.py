@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final, cast
 
 import numpy as np
@@ -30,7 +30,6 @@ from hasten.trainers.averaging import PowerEma
 from hasten.trainers.checkpoints import StoreWriter
 from hasten.trainers.errors import Fault
 from hasten.trainers.loss import backward
-from hasten.trainers.metrics.scoring import Scored
 from hasten.trainers.models.networks import Network
 from hasten.trainers.parts import Parts
 from hasten.trainers.pulse import Pulse
@@ -50,26 +49,32 @@ def train(
     track: Tracker,
     writer: StoreWriter,
     stop: Callable[[], bool],
+    until: int | None = None,
+    forks: Collection[int] = (),
 ) -> Iterator[Report]:
     """Train until the budget is spent, from wherever ``parts`` stand. Every rank runs this.
 
-    Once ``stop`` is true on any rank, a checkpoint is written and all end.
+    Once ``stop`` is true on any rank, a checkpoint is written and all end; likewise after ``until`` images.
+    After each of ``forks`` images a checkpoint is kept for other runs, which can be read before anybody hears
+    of a later image.
 
     Raises:
         Fault: training diverged, or the storage failed.
     """
     total, seed = spec.budget.images, spec.budget.seed
+    end = total if until is None else until
     pulse, saved = Pulse(worker, stop), parts.images
+    record = functools.partial(recorded, parts, worker=worker, track=track, writer=writer)
 
     if parts.images == 0:
         metrics = tell(parts, track, 0, schedules(spec, 0.0))
         parts.scorer.ask(timeline.AT_START, averaged(parts), parts.network)
-        known = parts.scorer.collect(wait=False)
-        metrics |= record(parts, known, worker=worker, track=track, writer=writer)
-        yield Report(images=0, total=total, seconds=0.0, metrics=metrics, evaluated=bool(known))
-    ticked, clock = parts.images, time.monotonic()
+        yield from heard(parts, total, metrics, record(wait=False))
+    if parts.images in forks:  # wanted only after the run had come here
+        fork(parts, worker, writer)
+    ticked, clock = (parts.images, parts.seconds), time.monotonic()
 
-    while parts.images < total:
+    while parts.images < end:
         before, progress = parts.images, parts.images / total
         batch = min(spec.optimizer.batch, total - before)
 
@@ -119,19 +124,17 @@ def train(
         # Tell the outside world, now and then: only here does the host wait for the device.
         marks = timeline.evaluations(spec.eval, before, parts.images, total)
         ticking = marks or timeline.crossed(before, parts.images, every=_TICK, total=total) is not None
-        stopping = pulse.stopping()
-        if not ticking and not stopping:
+        stopping, forking = pulse.stopping(), parts.images in forks
+        if not ticking and not stopping and not forking:
             continue
-        seconds = max(worker.mean(time.monotonic() - clock), 1e-9)
-        parts.seconds += seconds
-        metrics, known = {}, []
+        parts.seconds += max(worker.mean(time.monotonic() - clock), 1e-9)
+        metrics, new = {}, 0
         if ticking:
-            metrics = tell(parts, track, parts.images, gauges(spec, parts, parts.images - ticked, seconds))
+            metrics = tell(parts, track, parts.images, gauges(spec, parts, ticked))
             if marks:
                 parts.scorer.ask(marks, averaged(parts), parts.network)
-            known = parts.scorer.collect(wait=parts.images == total)
-            metrics |= record(parts, known, worker=worker, track=track, writer=writer)
-            ticked = parts.images
+            new = record(wait=parts.images == end)
+            ticked = parts.images, parts.seconds
 
         # Keep what was done, before anybody hears of it.
         due = timeline.crossed(saved, parts.images, every=spec.execution.checkpoint_every, total=total)
@@ -140,18 +143,20 @@ def train(
             saved, state = parts.images, parts.state()
             if worker.is_first:
                 writer.checkpoint(state)
+        if forking:
+            fork(parts, worker, writer)
         stopped = stopping and parts.images < total
-        yield Report(
-            images=parts.images,
-            total=total,
-            seconds=parts.seconds,
-            metrics=metrics,
-            evaluated=any(one.by_timestep for one in known),
-            stopped=stopped,
-        )
+        if ticking or stopped:
+            writer.wait_for_forks()
+            yield from heard(parts, total, metrics, new, stopped=stopped)
         if stopped:
             return
         clock = time.monotonic()
+
+    if end < total:
+        new = record(wait=True)
+        writer.wait_for_forks()
+        yield from heard(parts, total, {}, new, stopped=True)
 
 
 def share(batch: int, worker: Worker) -> NDArray[np.int64]:
@@ -213,8 +218,8 @@ def keep_averages(spec: RunSpec, parts: Parts, before: int, writer: StoreWriter)
             writer.average(snapshot)
 
 
-def gauges(spec: RunSpec, parts: Parts, images: int, seconds: float) -> dict[str, float]:
-    """What there is to say about the last ``images`` images, which took ``seconds``.
+def gauges(spec: RunSpec, parts: Parts, since: tuple[int, float]) -> dict[str, float]:
+    """What there is to say about the training since that many images and seconds.
 
     Raises:
         Fault: training diverged.
@@ -223,7 +228,8 @@ def gauges(spec: RunSpec, parts: Parts, images: int, seconds: float) -> dict[str
     return {
         tracker.TRAIN_LOSS: parts.meter.read(),
         tracker.TRAIN_GRAD_NORM: gradient_norm(parts.network),
-        tracker.IMAGES_PER_SECOND: images / seconds,
+        tracker.IMAGES_PER_SECOND: (parts.images - since[0]) / (parts.seconds - since[1]),
+        tracker.SECONDS: parts.seconds,
         **schedules(spec, parts.images / spec.budget.images),
     }
 
@@ -253,14 +259,12 @@ def gradient_norm(network: torch.nn.Module) -> float:
     return float(torch.nn.utils.get_total_norm(gradients, foreach=True))
 
 
-def record(
-    parts: Parts, known: list[Scored], *, worker: Worker, track: Tracker, writer: StoreWriter
-) -> dict[str, float]:
-    """Tell what has become known of evaluations; returns all of their metrics together."""
-    told: dict[str, float] = {}
-    for one in known:
+def recorded(parts: Parts, *, wait: bool, worker: Worker, track: Tracker, writer: StoreWriter) -> int:
+    """Tell what has become known of evaluations; returns how many of the loss there are among them."""
+    before = len(parts.by_timestep)
+    for one in parts.scorer.collect(wait=wait):
         for step, metrics in one.metrics:
-            told |= tell(parts, track, step, metrics)
+            tell(parts, track, step, metrics)
         if one.by_timestep is not None:
             parts.by_timestep.append(one.by_timestep)
             track.artifact(tracker.LOSS_BY_TIMESTEP, by_timestep(parts.by_timestep))
@@ -269,12 +273,39 @@ def record(
             track.image(tracker.FIXED_NOISE_GRID, picture, step=step)
             if worker.is_first:
                 writer.sheet(step, picture)
-    return told
+    return len(parts.by_timestep) - before
+
+
+def heard(
+    parts: Parts, total: int, metrics: dict[str, float], new: int, *, stopped: bool = False
+) -> list[Report]:
+    """What the outside hears now: the ``new`` evaluations, and how far the run is unless they say it."""
+    told = parts.evaluations(total, after=len(parts.by_timestep) - new)
+    if told and told[-1].images == parts.images and not stopped:
+        return told
+    now = Report(
+        images=parts.images,
+        total=total,
+        seconds=parts.seconds,
+        metrics=metrics,
+        evaluated=False,
+        stopped=stopped,
+    )
+    return [*told, now]
+
+
+def fork(parts: Parts, worker: Worker, writer: StoreWriter) -> None:
+    """Keep the state as it is now for other runs. All ranks call it."""
+    require_finite(parts)
+    state = parts.state()
+    if worker.is_first:
+        writer.fork(state)
 
 
 def by_timestep(rows: list[dict[str, Any]]) -> bytes:
     """The loss by ranges of timesteps at each evaluation, as a file."""
-    return json.dumps(rows, indent=1).encode()
+    kept = [{key: value for key, value in row.items() if key != "items"} for row in rows]
+    return json.dumps(kept, indent=1).encode()
 
 
 def tell(parts: Parts, track: Tracker, step: int, metrics: dict[str, float]) -> dict[str, float]:

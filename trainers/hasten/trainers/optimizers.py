@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -22,6 +23,11 @@ def build(spec: Optimizer, parameters: Iterable[torch.nn.Parameter]) -> torch.op
             )
         case Sgd():
             return torch.optim.SGD(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+
+
+def adopted(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Another optimizer's state with its moments, but with the settings of this one."""
+    return {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def steer(spec: Optimizer, optimizer: torch.optim.Optimizer, lr: float, beta1: float) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from hasten.trainers.checkpoints import State
 from hasten.trainers.datasets.readers import Reader
 from hasten.trainers.ema import Average
 from hasten.trainers.loss import LossWeights
@@ -15,8 +14,10 @@ from hasten.trainers.meters import Meter
 from hasten.trainers.metrics.scoring import Scorer
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
-from hasten.trainers.records import Point
+from hasten.trainers.records import Point, Report
 from hasten.trainers.samplers import TimestepSampler
+from hasten.trainers.states import State
+from hasten.trainers.tracker import SECONDS
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,8 +26,8 @@ class Parts:
 
     ``network`` holds the weights; ``model`` is what the loop calls: the network, compiled where that was
     asked for, in DDP where there are several workers. ``by_timestep`` has a row for each evaluation of the
-    loss: its step, and the loss of each range of timesteps; ``workers`` a row for each number of workers that
-    there were: the image from which on, and the number.
+    loss: its step, and the loss of each range of timesteps and of each group of images; ``workers`` a row for
+    each number of workers that there were: the image from which on, and the number.
     """
 
     network: Network
@@ -61,6 +62,34 @@ class Parts:
             "by_timestep": list(self.by_timestep),
             "workers": [list(row) for row in self.workers],
         }
+
+    def evaluations(self, total: int, *, after: int = 0) -> list[Report]:
+        """A report of every evaluation of the loss but the first ``after``, in order.
+
+        They come from the history alone, so that a run that goes on tells them as they were told first.
+        """
+        return [
+            self._evaluation(row["step"], row.get("items", []), total) for row in self.by_timestep[after:]
+        ]
+
+    def _evaluation(self, step: int, items: list[float], total: int) -> Report:
+        metrics: dict[str, float] = {}
+        seconds = {0: 0.0}
+        for point in self.history:
+            if point.step == step:
+                metrics |= point.metrics
+            if SECONDS in point.metrics:
+                seconds[point.step] = point.metrics[SECONDS]
+        # It was asked for at the first tick that reached its step.
+        asked = min((reached for reached in seconds if reached >= step), default=None)
+        return Report(
+            images=step,
+            total=total,
+            seconds=self.seconds if asked is None else seconds[asked],
+            metrics=metrics,
+            evaluated=True,
+            items=tuple(items),
+        )
 
     def close(self) -> None:
         """End the threads and processes that work for this run."""

@@ -14,10 +14,12 @@ RunStatus = Literal["finished", "failed", "stopped", "running"]
 class Report:
     """What the outside hears now and then; equal on every rank, so that all can decide alike.
 
-    ``images`` of ``total`` are done after ``seconds`` of training; ``evaluated`` says that held-out metrics
-    are among ``metrics``, and ``items`` then holds the held-out error of each group of images: the same
-    images, noise and timesteps for every run of an ``eval`` spec. ``stopped`` says that the run ends here,
-    unfinished.
+    ``images`` of ``total`` are done after ``seconds`` of training. An ``evaluated`` report is about one
+    evaluation of the held-out loss: ``images`` is the step that it is recorded under, ``metrics`` are all of
+    that step, and ``items`` holds the held-out error of each group of images: the same images, noise and
+    timesteps for every run of an ``eval`` spec. It is the same however the run came there. ``again`` says
+    that it was made before the run went on from here, perhaps by another run. ``stopped`` says that the run
+    ends here, unfinished.
     """
 
     images: int
@@ -27,6 +29,7 @@ class Report:
     evaluated: bool
     stopped: bool = False
     items: tuple[float, ...] = ()
+    again: bool = False
 
 
 class Point(BaseModel):
@@ -44,9 +47,9 @@ class RunResult(BaseModel):
     ``seconds`` were spent training, over all attempts; ``wall_seconds`` passed in the last attempt, with
     evaluation, checkpoints and loading. ``metrics`` are the final values under their MLflow names;
     ``history`` holds every point in order of step; ``by_timestep`` the held-out loss of equal ranges of
-    timesteps at each evaluation; ``evaluation`` all that a score depends on beside the network; ``spec`` is
-    the resolved recipe; ``environment`` records what does not enter the fingerprint (versions, device,
-    threads, world size).
+    timesteps, and as ``items`` of groups of images, at each evaluation; ``evaluation`` all that a score
+    depends on beside the network; ``spec`` is the resolved recipe; ``environment`` records what does not
+    enter the fingerprint (versions, device, threads, world size).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, Final, cast
 
 import torch
 
-from hasten.trainers import ema, loop, memory, optimizers, samplers, tracker
-from hasten.trainers.checkpoints import RunStore, StoreWriter
+from hasten.trainers import ema, loop, memory, optimizers, resumption, samplers, simulation, tracker
+from hasten.trainers.checkpoints import Picture, RunStore, StoreWriter
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.sources import Source
 from hasten.trainers.job import Job
@@ -24,10 +26,11 @@ from hasten.trainers.metrics.evaluation import Evaluator
 from hasten.trainers.metrics.scoring import Background, Inline, Scorer
 from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.models import networks
+from hasten.trainers.models.architectures import Simulated
 from hasten.trainers.models.networks import Network
 from hasten.trainers.parts import Parts
 from hasten.trainers.process import Process
-from hasten.trainers.records import Report, RunResult
+from hasten.trainers.records import Point, Report, RunResult
 from hasten.trainers.specs import Classes, RunSpec
 from hasten.trainers.tracker import Tracker
 from hasten.trainers.worker import Worker
@@ -52,15 +55,17 @@ def never() -> bool:
 
 
 def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = never) -> Iterator[Report]:
-    """Bring a run to its end from wherever it stands.
+    """Bring a run to its end, or as far as ``job.until``, from wherever it stands.
 
-    A finished run yields nothing: it only tells ``track`` again what it measured, for a tracker that missed
+    A run that goes on yields first, once more, a report of each evaluation that was made until there. A
+    finished run yields nothing: it only tells ``track`` again what it measured, for a tracker that missed
     some of it.
 
     The result is in the store afterwards (``RunStore(job.uri).result()``), unless the run was stopped.
 
     Raises:
-        Fault: training diverged, or the storage failed.
+        ConfigError: the recipe does not fit the run that it starts from.
+        Fault: training diverged, the storage failed, or what the recipe starts from is missing.
     """
     store = RunStore(job.uri)
     if worker.agree("finished" if worker.is_first and store.result() else None):
@@ -70,6 +75,10 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
     track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
     if worker.is_first:
         store.write_recipe(job.resolved())
+    if isinstance(job.spec.model, Simulated):
+        forks = missing_forks(job, store, worker)
+        yield from simulation.run(job, worker=worker, track=track, stop=stop, forks=forks)
+        return
     while True:
         micro_batch = int(worker.agree(str(memory.micro_batch(job.spec, store, worker.world_size))) or 1)
         try:
@@ -95,19 +104,30 @@ def _attempt(
     track: Tracker,
     stop: Callable[[], bool],
 ) -> Iterator[Report]:
-    """From the newest complete checkpoint to the end."""
+    """From where the run stands to the end."""
     started = time.monotonic()
     parts = assemble(job, worker, micro_batch=micro_batch)
-    latest = worker.agree(store.latest() if worker.is_first else None)
-    resumed_from = None
-    if latest:
-        parts.restore(store.load(latest))
-        resumed_from = parts.images
-    if not parts.workers or parts.workers[-1][1] != worker.world_size:
-        parts.workers.append([parts.images, worker.world_size])
     writer = StoreWriter(store)
     try:
-        yield from loop.train(job.spec, parts, worker=worker, track=track, writer=writer, stop=stop)
+        place = resumption.resume(job, parts, worker)
+        resumed_from = parts.images if place else None
+        if place is not None and place.whose != "own" and worker.is_first:
+            store.inherit(RunStore(place.uri), parts.images)
+            tell(track, parts.history, parts.by_timestep, store.sheets())
+        if not parts.workers or parts.workers[-1][1] != worker.world_size:
+            parts.workers.append([parts.images, worker.world_size])
+        for report in parts.evaluations(job.spec.budget.images):
+            yield replace(report, again=True)
+        yield from loop.train(
+            job.spec,
+            parts,
+            worker=worker,
+            track=track,
+            writer=writer,
+            stop=stop,
+            until=job.until,
+            forks=missing_forks(job, store, worker),
+        )
         checkpoint = writer.wait()
     finally:
         writer.close()
@@ -115,11 +135,20 @@ def _attempt(
     if worker.is_first and parts.images >= job.spec.budget.images:
         measured = result(job, parts, worker=worker, resumed_from=resumed_from)
         ending = {
-            "checkpoint": checkpoint or (store.checkpoint_uri(latest) if latest else None),
+            "checkpoint": checkpoint or (place.address if place else None),
             "wall_seconds": time.monotonic() - started,
         }
         store.write_result(measured.model_copy(update=ending))
     worker.agree(None)  # no rank returns before the result is there
+
+
+def missing_forks(job: Job, store: RunStore, worker: Worker) -> frozenset[int]:
+    """After how many images checkpoints are to be kept that are not there yet, the same on every worker."""
+    wanted = {*job.forks}
+    if job.until is not None and job.until < job.spec.budget.images:
+        wanted.add(job.until)
+    there = worker.agree(json.dumps(store.forks()) if worker.is_first else None)
+    return frozenset(wanted.difference(json.loads(there or "[]")))
 
 
 def retell(job: Job, track: Tracker) -> None:
@@ -129,10 +158,20 @@ def retell(job: Job, track: Tracker) -> None:
     if result is None:
         return
     track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
-    track.artifact(tracker.LOSS_BY_TIMESTEP, loop.by_timestep(result.by_timestep))
-    for point in result.history:
+    tell(track, result.history, result.by_timestep, store.sheets())
+
+
+def tell(
+    track: Tracker,
+    history: Iterable[Point],
+    by_timestep: list[dict[str, Any]],
+    sheets: Iterable[tuple[int, Picture]],
+) -> None:
+    """Tell ``track`` what was measured when nobody told it."""
+    track.artifact(tracker.LOSS_BY_TIMESTEP, loop.by_timestep(by_timestep))
+    for point in history:
         track.metrics(point.metrics, step=point.step)
-    for step, picture in store.sheets():
+    for step, picture in sheets:
         track.image(tracker.FIXED_NOISE_GRID, picture, step=step)
 
 

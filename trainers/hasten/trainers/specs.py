@@ -264,6 +264,10 @@ class RunSpec(Spec):
             raise ValueError(f"optimizer.batch: {batch} is more than budget.images ({self.budget.images})")
         if self.execution.most > batch:
             raise ValueError(f"execution.workers: {self.execution.most} cannot share a batch of {batch}")
+        if self.start is not None and self.start.images >= self.budget.images:
+            raise ValueError(
+                f"start.images: {self.start.images} leaves nothing of budget.images ({self.budget.images})"
+            )
         side = self.data.resolution
         if problem := architectures.fits(self.model, (1, side, side)):
             raise ValueError(f"data.resolution: {problem}")

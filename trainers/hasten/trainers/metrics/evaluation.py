@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from hasten.trainers import diffusion, randomness
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import pictures, sampling, scatter
-from hasten.trainers.metrics import features, frechet, quality
+from hasten.trainers.metrics import features, frechet, losses, quality
 from hasten.trainers.metrics.features import Comparable
-from hasten.trainers.metrics.losses import CHUNK, Losses, by_group, means
+from hasten.trainers.metrics.losses import CHUNK, Losses
 from hasten.trainers.metrics.subject import SEED, Subject
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
@@ -74,18 +74,8 @@ class Evaluator:
                 found[row, torch.from_numpy(mine[part])] = _squared_error(answer, wanted)
         errors = self._worker.sum(found)
         bins = steps * self._spec.loss.bins // len(self._process.levels)
-        loss, by_timestep = means(errors[0], bins, self._spec.loss.bins)
-        known = self._best is not None
-        excess, excess_by_timestep = (
-            means(errors[1], bins, self._spec.loss.bins) if known else (None, None)
-        )
-        return Losses(
-            loss=loss,
-            by_timestep=by_timestep,
-            items=by_group(errors[0]),
-            excess=excess,
-            excess_by_timestep=excess_by_timestep,
-        )
+        excess = None if self._best is None else errors[1]
+        return losses.summary(errors[0], excess, bins=bins, count=self._spec.loss.bins)
 
     def quality(self, network: Network) -> dict[str, float]:
         """The recipe's metrics of samples, by the names that they are tracked under."""

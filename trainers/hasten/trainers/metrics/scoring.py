@@ -28,8 +28,8 @@ Pending = dict[str, Any]  # of one evaluation: its marks and the weights that we
 class Scored:
     """What became known of one evaluation: metrics by the step that they belong to, and a picture.
 
-    ``by_timestep`` is the loss of equal ranges of timesteps, with its step and, as ``items``, the loss of each
-    group of images; ``sheet`` is known on the first worker alone.
+    ``by_timestep`` is the loss of equal ranges of timesteps, with its step and, as ``items``, the loss of
+    each group of images; ``sheet`` is known on the first worker alone.
     """
 
     metrics: list[tuple[int, dict[str, float]]]

@@ -100,7 +100,43 @@ class Imported(Spec):
     arguments: dict[str, Any] = {}
 
 
-Architecture = Annotated[Unet | Dit | Mlp | Named | Imported, Field(discriminator="kind")]
+class Failure(Spec):
+    """A fault on demand, once ``at`` of the budget is done.
+
+    ``nan`` and ``memory`` fail as training does, ``error`` is a defect in a program, ``crash`` kills the
+    process, ``hang`` never goes on. With ``once`` only an attempt from the run's beginning fails.
+    """
+
+    at: Annotated[float, Field(ge=0.0, lt=1.0)]
+    how: Literal["nan", "memory", "error", "crash", "hang"]
+    once: bool = False
+
+
+class Simulated(Spec):
+    """No network: a run that sleeps for ``seconds`` in all, and reports a plausible learning curve.
+
+    For measuring the platform and trying out searches; :mod:`hasten.trainers.simulation` has the formula.
+    ``reports`` are told, and more where evaluations are due. The held-out loss falls from ``start`` towards
+    ``final``, the faster the higher ``rate`` is; ``best_lr`` and CLTS with ``best_mu`` are what a search can
+    find. ``noise`` is the standard deviation of what trials of one seed share, and of what each has alone;
+    ``items`` are the groups of held-out images. ``images`` asks for sheets of samples, too.
+    """
+
+    kind: Literal["simulated"]
+    seconds: Annotated[float, Field(ge=0.0)] = 0.05
+    reports: Count = 20
+    start: Annotated[float, Field(gt=0.0)] = 1.0
+    final: Annotated[float, Field(gt=0.0)] = 0.15
+    rate: Annotated[float, Field(gt=0.0)] = 5.0
+    noise: Annotated[float, Field(ge=0.0)] = 0.002
+    best_lr: Annotated[float, Field(gt=0.0)] = 2e-3
+    best_mu: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    items: Count = 16
+    images: bool = False
+    fails: Failure | None = None
+
+
+Architecture = Annotated[Unet | Dit | Mlp | Named | Imported | Simulated, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +250,7 @@ NAMED: Final[Mapping[str, Size]] = MappingProxyType(
 )
 
 
-def resolve(spec: Architecture) -> Unet | Dit | Mlp | Imported:
+def resolve(spec: Architecture) -> Unet | Dit | Mlp | Imported | Simulated:
     """The network that a name stands for; any other spec itself."""
     if not isinstance(spec, Named):
         return spec
@@ -233,7 +269,7 @@ def attended(spec: Unet, resolution: int) -> tuple[bool, ...]:
 def fits(spec: Architecture, shape: Shape) -> str | None:
     """Why a network cannot take data of shape (C, H, W), as a clause about the data; None where it can."""
     resolved, (_, height, width) = resolve(spec), shape
-    if isinstance(resolved, Mlp | Imported):
+    if isinstance(resolved, Mlp | Imported | Simulated):
         return None
     if height != width:
         return f"{height}x{width} is not square"
