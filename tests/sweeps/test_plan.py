@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pytest
 
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
+from hasten.sweeps.records import TrialRecord
+from hasten.sweeps.searching.proposals import Point
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.specs import Start
 
 
 @pytest.mark.parametrize("path", sorted(studies.STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -70,6 +74,132 @@ def test_a_base_beside_the_study_is_found_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(recipe.read_text())
     (tmp_path / "study.yaml").write_text("name: s\nbase: mine.yaml\narms: {baseline: {}}\n")
     assert len(plans.plan(studies.load(str(tmp_path / "study.yaml"))).trials) == 1
+
+
+def test_without_stopping_pairs_complete_early_and_with_it_points_do() -> None:
+    early = plans.plan(studies.load("search", {"seeds": [0, 1]}))
+    assert [trial.name for trial in early.trials[:2]] == ["0000-s0", "0001-s0"]
+    in_order = plans.plan(studies.load("search", {"seeds": [0, 1], "stopping": {"kind": "median"}}))
+    assert [trial.name for trial in in_order.trials[:3]] == ["0000-s0", "0000-s1", "0001-s0"]
+
+
+def test_what_outcomes_decide_is_counted_and_costed() -> None:
+    plan = plans.plan(studies.load("halving", {"seeds": [0, 1]}))
+    assert (len(plan.trials), plan.proposed, plan.total) == (16, 32, 48)
+    assert plan.images == 48 * 25_600
+    population = plans.plan(studies.load("population"))
+    assert (len(population.trials), population.total) == (8, 40)
+    assert population.images == 8 * 25_600
+    assert {trial.until for trial in population.trials} == {5120}
+
+
+def test_a_proposed_point_becomes_a_trial_of_its_own() -> None:
+    plan = plans.plan(studies.load("halving"))
+    point = Point(number=20, name="0020", settings={"optimizer.lr": 1e-3})
+    trial = plans.make_trial(plan.study, plan.base, point, seed=3)
+    assert (trial.name, trial.arm, trial.seed, trial.spec.budget.seed) == ("0020-s3", "0020", 3, 3)
+    assert trial.spec.optimizer.lr == 1e-3
+    assert trial.spec.fingerprint("") != plan.trials[0].spec.fingerprint("")
+    started = replace(point, start=Start(run="digits-demo-0123456789ab", images=640), until=1280)
+    going_on = plans.make_trial(plan.study, plan.base, started, seed=3)
+    assert going_on.spec.fingerprint("") != trial.spec.fingerprint("")
+    assert (going_on.until, going_on.images) == (1280, 640)
+
+
+@pytest.mark.parametrize(
+    ("study", "overrides", "notes"),
+    [
+        ("paper", {}, []),
+        ("demo", {}, ["no arm has CLTS's time average", "no arm has MDLRC's rate alone"]),
+        ("search", {}, ["curriculum.kind in the space has not CLTS's time average"]),
+        ("halving", {}, []),
+        (
+            "search",
+            {
+                "space": {"momentum": {"choice": [{"kind": "constant"}, {"kind": "mdlrc", "beta": 0.9}]}},
+                "search.trials": 2,
+            },
+            ["momentum.kind in the space has not MDLRC's rate alone"],
+        ),
+        ("search", {"space": {"optimizer.lr": {"choice": [1e-3, 2e-3]}}, "search.trials": 2}, []),
+    ],
+)
+def test_controls_that_are_missing_are_named(study: str, overrides: dict[str, Any], notes: list[str]) -> None:
+    found = plans.missing_controls(plans.plan(studies.load(study, overrides)))
+    assert len(found) == len(notes)
+    for text, start in zip(found, notes, strict=True):
+        assert text.startswith(start)
+
+
+def test_a_study_that_asks_the_same_has_the_same_digest() -> None:
+    def check(overrides: dict[str, Any], recorded: str | None, study: str = "halving") -> None:
+        plan = plans.plan(studies.load(study, overrides))
+        plans.require_same(plan.study, plan.base, recorded)
+
+    plan = plans.plan(studies.load("halving"))
+    digest = plans.study_digest(plan.study, plan.base)
+    for more in (
+        {"search.trials": 99},
+        {"seeds": [0, 1]},
+        {"limits.hours": 1},
+        {"execution.workers": 2},
+        {"question": "?"},
+        {"base.execution.checkpoint_every": 0.5},
+    ):
+        check(more, digest)
+    for other in (
+        {"search.seed": 1},
+        {"ahead": 2},
+        {"stopping.grace": 0.4},
+        {"objective.mode": "max"},
+        {"base.optimizer.beta2": 0.99},
+        {"base": "digits"},
+        {"constraints": []},
+        {"space": {"optimizer.lr": {"log_uniform": [1e-3, 1e-2]}}},
+    ):
+        with pytest.raises(ConfigError, match=r"^name: halving has begun with another .*\n.*new name"):
+            check(other, digest)
+    check({"objective.mode": "max"}, "of another demo", study="demo")
+    check({}, None)
+
+
+def test_runs_that_an_edited_study_makes_anew_are_told_by_reason() -> None:
+    def fingerprints(plan: plans.Plan) -> dict[str, str]:
+        return {trial.name: trial.spec.fingerprint("") for trial in plan.trials}
+
+    before = plans.plan(studies.load("demo"))
+    names = fingerprints(before)
+    records = [
+        TrialRecord(
+            trial=trial.name,
+            arm=trial.arm,
+            seed=trial.seed,
+            settings=trial.changes,
+            run=f"digits-demo-{names[trial.name]}",
+            fingerprint=names[trial.name],
+            state="finished",
+            images=25_600,
+            total=25_600,
+        )
+        for trial in before.trials
+    ]
+
+    def told(overrides: dict[str, Any]) -> dict[str, list[str]]:
+        plan = plans.plan(studies.load("demo", overrides))
+        return plans.new_runs(plan, records, fingerprints(plan))
+
+    assert told({}) == {}
+    assert told({"seeds": [0, 1, 2, 3]}) == {}, "what never ran is an extension"
+    longer = told({"base.budget.images": 51_200})
+    assert {reason: len(trials) for reason, trials in longer.items()} == {
+        "budget.images changed from 25,600 to 51,200": 12
+    }
+    assert {reason: len(trials) for reason, trials in told({"base.optimizer.lr": 1e-3}).items()} == {
+        "their base or data changed": 12
+    }
+    assert told({"arms.clts.curriculum.mu": 0.4}) == {
+        "their settings changed": ["clts-s0", "clts-s1", "clts-s2"]
+    }
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

@@ -48,7 +48,12 @@ class Distribution(Spec):
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, raw: Any) -> Any:
-        return translated(raw) if isinstance(raw, dict) else raw
+        if not isinstance(raw, dict):
+            return raw
+        ours = translated(raw)
+        # What a validator has touched is no longer JSON to pydantic, where a list may stand for a tuple.
+        ends = {key: tuple(ours[key]) for key in _KINDS if isinstance(ours.get(key), list)}
+        return {**ours, **ends}
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
@@ -56,7 +61,7 @@ class Distribution(Spec):
         if len(given) != 1:
             raise ValueError(f"must have exactly one of {', '.join(_KINDS)}, got {given or 'none'}")
         if self.choice is not None:
-            texts = [json.dumps(value, sort_keys=True) for value in self.choice]
+            texts = [identity(value) for value in self.choice]
             if twice := next((text for text in texts if texts.count(text) > 1), None):
                 raise ValueError(f"choice: {twice} must appear only once")
         else:
@@ -125,21 +130,23 @@ class Distribution(Spec):
         if self.choice is not None:
             return (self._index(value) + 0.5) / len(self.choice)
         low, high = self.range
+        number = float(value)
         if self.step is not None:
             assert self.size is not None
-            return (round((value - low) / self.step) + 0.5) / self.size
+            return (round((number - low) / self.step) + 0.5) / self.size
         if self.int_uniform is not None:
-            return (value - low + 0.5) / (high - low + 1)
-        margin = 0.5 if self.whole else 0.0
+            return (number - low + 0.5) / (high - low + 1)
         if self.logarithmic:
-            low, high, value = math.log(low - margin), math.log(high + margin), math.log(value)
-        return (value - low) / (high - low)
+            margin = 0.5 if self.whole else 0.0
+            low, high, number = math.log(low - margin), math.log(high + margin), math.log(number)
+        return (number - low) / (high - low)
 
     def extremes(self) -> tuple[Any, ...]:
         """Every choice, or both ends of the range."""
         if self.choice is not None:
             return self.choice
-        return (self.at(0.0), self.at(1.0 - 2.0**-53))
+        low, high = self.range
+        return (low, high if self.step is None else self._stepped((self.size or 1) - 1))
 
     def contains(self, value: Any) -> bool:
         """Whether ``value`` is one of those that can be drawn."""
@@ -156,10 +163,9 @@ class Distribution(Spec):
         return abs(steps - round(steps)) <= 1e-6
 
     def _index(self, value: Any) -> int:
-        """The place of a choice, -1 for none; ``true`` is not 1 here."""
-        text = json.dumps(value, sort_keys=True)
-        assert self.choice is not None
-        return next((n for n, each in enumerate(self.choice) if json.dumps(each, sort_keys=True) == text), -1)
+        """The place of a choice, -1 for none."""
+        texts = [identity(each) for each in self.choice or ()]
+        return texts.index(identity(value)) if identity(value) in texts else -1
 
     def _stepped(self, steps: int) -> float | int:
         assert self.step is not None
@@ -192,7 +198,7 @@ def _sobol(dimensions: int, seed: int, block: int) -> NDArray[np.float64]:
     """Points ``block * _BLOCK`` onwards, shape (_BLOCK, dimensions), in [0, 1)."""
     from scipy.stats import qmc  # takes half a second, which `hasten check` of a grid need not wait for
 
-    generator = np.random.Generator(np.random.Philox(key=randomness.key(seed, "space/sobol")))
+    generator = np.random.default_rng(randomness.integer(seed, "space/sobol"))
     sequence = qmc.Sobol(dimensions, scramble=True, rng=generator)
     if block:
         sequence.fast_forward(block * _BLOCK)
@@ -248,9 +254,9 @@ def corners(space: Space) -> Space:
     return {key: Distribution(choice=each.extremes(), when=each.when) for key, each in space.items()}
 
 
-def identity(settings: Settings) -> str:
-    """A text that two points share only when they are equal."""
-    return json.dumps(settings, sort_keys=True)
+def identity(value: Any) -> str:
+    """A text that two points, or two values, share only when they are equal; ``true`` is not 1."""
+    return json.dumps(value, sort_keys=True)
 
 
 def contains(space: Space, settings: Settings) -> bool:
