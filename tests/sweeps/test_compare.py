@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from hasten.sweeps.compare import compare, images_to_target
-from hasten.sweeps.records import TrialResult
+from hasten.sweeps.compare import compare, compare_studies
+from hasten.sweeps.records import FailureKind, TrialRecord, TrialResult, TrialState
 from hasten.sweeps.reports import table
+from hasten.sweeps.statistics import power
 from hasten.sweeps.statistics.comparison import Arm, Comparison
 from hasten.sweeps.statistics.intervals import holm, mean_of, paired_difference, welch_difference
+from hasten.sweeps.statistics.outcomes import unfinished
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.records import Point, RunResult, RunStatus
 
@@ -56,6 +59,21 @@ def trial(
 
 def finals(arms: Mapping[str, Sequence[float]]) -> list[TrialResult]:
     return [trial(arm, seed, value) for arm, values in arms.items() for seed, value in enumerate(values)]
+
+
+def record(arm: str, seed: int, *, failure: FailureKind | None, state: TrialState = "failed") -> TrialRecord:
+    return TrialRecord(
+        trial=f"{arm}-s{seed}",
+        arm=arm,
+        seed=seed,
+        run=f"{arm}-s{seed}",
+        fingerprint="0" * 12,
+        state=state,
+        images=300,
+        total=BUDGET,
+        curves={LOSS: [(0, 1.0), (300, 0.7)]},
+        failure=failure,
+    )
 
 
 def arm_of(comparison: Comparison, name: str) -> Arm:
@@ -134,24 +152,6 @@ def test_no_winner_under_the_null() -> None:
     assert winners / studies < 0.04  # the better side alone: half of it
 
 
-def test_speedup_interval_covers_the_ratio_on_a_coarse_grid() -> None:
-    """True ratio 1.5, a tenth of noise from seed to seed, images to target rounded up to a grid of 21."""
-    random, covered, studies = np.random.default_rng(3), 0, 400
-    grid = np.linspace(0, BUDGET, 21)
-    for _ in range(studies):
-        results = []
-        for seed in range(3):
-            crossing = 600.0 * math.exp(random.normal(0.0, 0.1))
-            for arm, ratio in (("baseline", 1.0), ("fast", 1.5 * math.exp(random.normal(0.0, 0.1)))):
-                results.append(trial(arm, seed, (grid < crossing / ratio).astype(float).tolist()))
-        speedup = arm_of(compare(results, study="s", target=0.5), "fast").speedup
-        assert speedup is not None
-        assert speedup.low is not None
-        assert speedup.high is not None
-        covered += speedup.low <= 1.5 <= speedup.high
-    assert covered / studies > 0.92
-
-
 # --- Who wins ----------------------------------------------------------------------------------------------
 
 
@@ -200,7 +200,17 @@ def test_a_control_on_other_seeds_is_unpaired_and_never_wins() -> None:
     assert control.reached is None
     assert comparison.winner is None
     assert said(comparison, "unpaired")
-    assert said(comparison, "mistrust")
+    assert comparison.control_holds is False
+    assert comparison.notes[0].startswith("THE A/A CONTROL FAILS")
+
+
+def test_a_control_that_holds_is_shown_as_a_check() -> None:
+    results = [trial("baseline", seed, 0.5 + 0.01 * seed) for seed in range(3)]
+    results += [trial("baseline-aa", 1000 + seed, 0.512 - 0.008 * seed) for seed in range(3)]
+    comparison = compare(results, study="s")
+    assert comparison.control_holds
+    assert comparison.as_json()["control_holds"] is True
+    assert comparison.notes[0].startswith("the A/A control holds: baseline-aa is no further from")
 
 
 def test_the_control_does_not_dilute_the_correction() -> None:
@@ -238,17 +248,9 @@ def test_a_constant_gain_wins_with_a_caution() -> None:
 
 def test_nothing_at_all() -> None:
     comparison = compare([], study="s", arms=["baseline", "a"], seeds=[0, 1])
-    assert comparison.as_json()["arms"][1] == {
-        "arm": "a",
-        "n": 0,
-        "mean": None,
-        "low": None,
-        "high": None,
-        "speedup": None,
-        "speedup_low": None,
-        "speedup_high": None,
-        "reached": None,
-    }
+    row = comparison.as_json()["arms"][1]
+    assert list(row)[:3] == ["arm", "n", "mean"]
+    assert {key for key, value in row.items() if value is not None} == {"arm", "n"}
     assert said(comparison, "no results yet")
 
 
@@ -277,6 +279,22 @@ def test_failed_and_absent_trials_are_counted() -> None:
     assert arm_of(comparison, "a").n == 2
     assert said(comparison, "a: 2 of 4 trials missing (1 failed, 1 without a result)")
     assert said(comparison, "b has no results")
+
+
+def test_a_record_says_why_a_trial_has_no_value() -> None:
+    """The kinds of failure are told apart, and one that diverged keeps its arm from winning."""
+    results = finals({"baseline": [0.5, 0.6, 0.55, 0.52, 0.58], "a": [0.4, 0.5, 0.45]})
+    lost = [unfinished(record("a", 3, failure="memory")), unfinished(record("a", 4, failure="lost"))]
+    comparison = compare([*results, *lost], study="s")
+    assert comparison.winner == "a"
+    assert arm_of(comparison, "a").endings == {"measured": 3, "failed": 2}
+    assert said(comparison, "a: 2 of 5 trials missing (1 lost with its process, 1 out of memory)")
+    wild = unfinished(record("a", 3, failure="diverged"))
+    assert arm_of(compare([*results, wild], study="s"), "a").endings["diverged"] == 1
+    assert compare([*results, wild], study="s").winner is None
+    stopped = unfinished(record("a", 3, failure=None, state="stopped"))
+    assert arm_of(compare([*results, stopped], study="s"), "a").endings["stopped"] == 1
+    assert compare([*results, stopped], study="s").conditions.data == ("d",)
 
 
 def test_a_run_cut_short_does_not_count() -> None:
@@ -320,83 +338,136 @@ def test_senseless_arguments(key: str, arguments: dict[str, Any]) -> None:
         compare([], study="s", **arguments)
 
 
-# --- Images to target --------------------------------------------------------------------------------------
+# --- More seeds --------------------------------------------------------------------------------------------
+
+
+def test_more_seeds_are_asked_for_at_the_level_of_holms_next_step() -> None:
+    """Two arms of which one is settled: the other is held to the level of a single arm."""
+    arms = {
+        "baseline": [0.50, 0.61, 0.55, 0.52],
+        "clear": [0.40, 0.511, 0.45, 0.42],
+        "faint": [0.49, 0.612, 0.53, 0.52],
+    }
+    comparison = compare(finals(arms), study="s")
+    clear, faint = arm_of(comparison, "clear"), arm_of(comparison, "faint")
+    assert (comparison.winner, clear.seeds_to_settle) == ("clear", 0)
+    gaps = np.subtract(arms["faint"], arms["baseline"])
+    needed = power.seeds_needed(effect=float(gaps.mean()), sd=float(gaps.std(ddof=1)), level=0.05, least=5)
+    assert needed is not None
+    assert faint.seeds_to_settle == needed - 4
+    assert faint.detectable == pytest.approx(power.detectable(4, sd=float(gaps.std(ddof=1)), level=0.05))
+    assert said(comparison, f"if it is what it seems: about {needed - 4} for faint")
+    assert said(comparison, f"differences from {faint.detectable:.2g} (faint) on")
+    assert not said(comparison, "for clear")
+
+
+def test_a_hopelessly_small_difference_asks_for_over_a_thousand_seeds() -> None:
+    arms = {"baseline": [0.5, 0.6, 0.55], "a": [0.45, 0.65, 0.5501]}
+    comparison = compare(finals(arms), study="s")
+    assert arm_of(comparison, "a").seeds_to_settle is None
+    assert said(comparison, "if it is what it seems: over 1,000 for a")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_too_few_seeds_know_no_spread(n: int) -> None:
+    comparison = compare(finals({"baseline": [0.5, 0.6][:n], "a": [0.4, 0.51][:n]}), study="s")
+    assert arm_of(comparison, "a").detectable is None
+    assert not said(comparison, "more seeds")
+
+
+# --- Two changes at once -----------------------------------------------------------------------------------
+
+
+def crossed(*, both: float) -> list[TrialResult]:
+    """``x`` gains 0.02 and ``y`` 0.01; together ``both``."""
+    gains = {"baseline": 0.0, "x": 0.02, "y": 0.01, "both": both}
+    changes = {"x": {"x": 1}, "y": {"y": 1}, "both": {"x": 1, "y": 1}}
+    random, results = np.random.default_rng(1), []
+    for arm, gain in gains.items():
+        for seed in range(5):
+            one = trial(arm, seed, 0.3 + 0.02 * seed - gain + random.normal(0.0, 0.001))
+            settings = {"x": 0, "y": 0, **changes.get(arm, {})}
+            spec = {**one.result.spec, "settings": settings}
+            results.append(replace(one, result=one.result.model_copy(update={"spec": spec})))
+    return results
+
+
+def test_the_interaction_is_both_minus_the_sum() -> None:
+    results = crossed(both=0.05)
+    comparison = compare(results, study="s")
+    (found,) = comparison.interactions
+    assert (found.first, found.second, found.both) == ("x", "y", "both")
+    values = {arm.name: np.array(list(arm.values.values())) for arm in comparison.arms}
+    contrast = values["both"] - values["x"] - values["y"] + values["baseline"]
+    wanted = stats.ttest_1samp(contrast, 0.0)
+    assert (found.contrast.mean, found.contrast.p) == (
+        pytest.approx(contrast.mean()),
+        pytest.approx(wanted.pvalue),
+    )
+    assert said(comparison, "x and y are better together than the sum of their effects: -0.0")
+    assert comparison.as_json()["interactions"][0]["contrast"] == pytest.approx(contrast.mean())
+    assert arm_of(comparison, "both").changes == {"settings.x": 1, "settings.y": 1}
+
+
+def test_no_interaction_is_said_to_be_none() -> None:
+    comparison = compare(crossed(both=0.03), study="s")
+    assert said(comparison, "together no different from the sum of their effects")
+
+
+def test_arms_that_do_not_cross_have_no_interaction() -> None:
+    results = [one for one in crossed(both=0.05) if one.arm != "y"]
+    assert compare(results, study="s").interactions == ()
+
+
+# --- Several studies ---------------------------------------------------------------------------------------
+
+
+def test_studies_of_one_experiment_are_judged_together() -> None:
+    """Holm then counts the arms of all studies, so a study's winner may not survive."""
+    base = [0.50, 0.61, 0.55]
+    first = compare(finals({"baseline": base, "a": [0.44, 0.53, 0.49]}), study="one")
+    second = compare(finals({"baseline": base, "b": [0.51, 0.6, 0.56], "c": [0.49, 0.62, 0.55]}), study="two")
+    found = compare_studies([first, second])
+    assert found.notes == ()
+    assert found.whole is not None
+    assert [arm.name for arm in found.whole.arms] == ["baseline", "one/a", "two/b", "two/c"]
+    alone, together = arm_of(first, "a").p_adjusted, arm_of(found.whole, "one/a").p_adjusted
+    assert alone is not None
+    assert together == pytest.approx(3 * alone)
+    assert first.winner == "a"
+    assert found.verdict == ("one/a beats baseline" if 3 * alone < 0.05 else "no clear winner")
+    json.dumps(found.as_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
-    ("values", "mode", "reached"),
+    ("changed", "words"),
     [
-        ([1.0, 0.6, 0.4, 0.3], "min", 20),
-        ([1.0, 0.4, 0.6, 0.5], "min", 30),  # it left again; at the target counts
-        ([1.0, 0.4, 0.3, 0.51], "min", None),
-        ([0.4, 0.4, 0.4, 0.4], "min", 0),
-        ([0.4, math.nan, 0.4, 0.4], "min", 20),
-        ([0.4, 0.4, 0.4, math.nan], "min", None),
-        ([0.1, 0.6, 0.4, 0.5], "max", 30),
-        ([], "min", None),
+        ({"data_digest": "other"}, "trained on different data"),
+        ({"evaluation": {"eval": {"loss": {"images": 7}}}}, "evaluated differently"),
+        ({"spec": {"budget": {"images": BUDGET, "seed": 0}, "optimizer": {"lr": 1}}}, "different baselines"),
     ],
 )
-def test_images_to_target(values: list[float], mode: Any, reached: int | None) -> None:
-    series = [(10 * index, value) for index, value in enumerate(values)]
-    assert images_to_target(series, target=0.5, mode=mode) == reached
+def test_studies_that_differ_have_no_common_winner(changed: dict[str, Any], words: str) -> None:
+    results = finals({"baseline": [0.5, 0.6, 0.55], "a": [0.41, 0.5, 0.46]})
+    others = [replace(one, result=one.result.model_copy(update=changed)) for one in results]
+    found = compare_studies([compare(results, study="one"), compare(others, study="two")])
+    assert found.whole is None
+    assert found.verdict == "no clear winner"
+    assert [note for note in found.notes if words in note]
+    assert found.as_json()["together"] is None
 
 
-def test_the_target_is_the_baselines_own_at_the_same_seed() -> None:
-    results = [
-        trial("baseline", 0, [1.0, 0.8, 0.6, 0.5, 0.4]),
-        trial("baseline", 1, [1.0, 0.9, 0.8, 0.75, 0.7]),
-        trial("a", 0, [1.0, 0.6, 0.4, 0.4, 0.4]),
-        trial("a", 1, [1.0, 0.8, 0.7, 0.6, 0.6]),
-    ]
-    comparison = compare(results, study="s")
-    assert arm_of(comparison, "baseline").images_to_target == {0: 1000, 1: 1000}
-    arm = arm_of(comparison, "a")
-    assert arm.images_to_target == {0: 500, 1: 500}
-    assert arm.speedup is not None
-    assert (arm.speedup.mean, arm.speedup.low) == (pytest.approx(2.0), None)  # two seeds: no interval
-    assert said(comparison, "5 points: images to target are resolved to 250 images")
+def test_one_study_is_itself_the_whole() -> None:
+    alone = compare(finals({"baseline": [0.5, 0.6, 0.55], "a": [0.41, 0.5, 0.46]}), study="one")
+    found = compare_studies([alone])
+    assert (found.whole, found.verdict, found.notes) == (alone, "a beats baseline", ())
 
 
-def test_equal_ratios_keep_the_width_of_the_grid() -> None:
-    results = [
-        trial(arm, seed, curve)
-        for seed in range(3)
-        for arm, curve in (("baseline", [1.0, 0.9, 0.8, 0.7, 0.6]), ("a", [1.0, 0.8, 0.6, 0.5, 0.5]))
-    ]
-    speedup = arm_of(compare(results, study="s"), "a").speedup
-    assert speedup is not None
-    assert speedup.low is not None
-    assert speedup.high is not None
-    assert speedup.mean == pytest.approx(2.0)
-    deviation = math.sqrt((0.25**2 + 0.5**2) / 12.0)
-    assert math.log(speedup.high / 2.0) == pytest.approx(stats.t.ppf(0.975, 2) * deviation / math.sqrt(3.0))
-
-
-def test_a_censored_seed_leaves_the_speedup_out() -> None:
-    falling = [1.0, 0.8, 0.6, 0.5, 0.4]
-    results = [trial("baseline", seed, falling) for seed in range(3)]
-    results += [trial("a", seed, falling if seed else [1.0, 0.5, 0.5, 0.5, 0.5]) for seed in range(3)]
-    comparison = compare(results, study="s")
-    arm = arm_of(comparison, "a")
-    assert (arm.reached, arm.speedup) == (2, None)
-    assert table.speedup_text(arm) == "2 of 3 reached"
-    assert said(comparison, "a: speed-up left out: 1 of 3 seeds never reached the target")
-
-
-def test_a_target_reached_before_training_gives_no_ratio() -> None:
-    curve = [0.4, 0.3, 0.2]
-    comparison = compare(
-        [trial(arm, seed, curve) for arm in ("baseline", "a") for seed in range(3)], study="s", target=0.5
-    )
-    assert arm_of(comparison, "a").reached == 3
-    assert arm_of(comparison, "a").speedup is None
-    assert said(comparison, "at the target before training began")
-
-
-def test_no_target_no_speed() -> None:
-    comparison = compare(finals({"baseline": [0.5, 0.6, 0.55]}), study="s", target=None)
-    assert comparison.reference.reached is None
-    assert comparison.reference.speedup is None
+def test_studies_with_other_metrics_are_refused() -> None:
+    results = finals({"baseline": [0.5], "a": [0.4]})
+    pair = [compare(results, study="one"), compare(results, study="two", metric="eval/frechet")]
+    with pytest.raises(ConfigError, match="one objective"):
+        compare_studies(pair)
 
 
 # --- Whatever comes in -------------------------------------------------------------------------------------
@@ -421,9 +492,11 @@ _TRIALS = st.lists(
 def test_never_crashes_and_stays_json(trials: list[TrialResult], target: Any, mode: Any) -> None:
     comparison = compare(trials, study="s", target=target, mode=mode)
     found = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
-    assert list(found) == ["study", "metric", "baseline", "arms", "verdict"]
+    assert {"study", "metric", "baseline", "arms", "verdict"} <= found.keys()
     for arm in found["arms"]:
         assert arm["low"] is None or arm["low"] <= arm["mean"] <= arm["high"]
+        assert arm["speedup_low"] is None or arm["speedup_low"] <= arm["speedup"] <= arm["speedup_high"]
+        assert arm["seeds_to_settle"] is None or arm["seeds_to_settle"] >= 0
     if comparison.winner is not None:
         winner = arm_of(comparison, comparison.winner).difference
         assert winner is not None

@@ -23,7 +23,8 @@ ROUNDING: Final = 1e-6
 class Estimate:
     """A mean with its interval. ``low``, ``high`` and ``p`` are ``None`` where one value gives none.
 
-    ``p`` is the two-sided p-value of "the mean is zero"; ``n`` counts the values (pairs, when paired).
+    ``p`` is the two-sided p-value of "the mean is zero", ``error`` the standard error of the mean; ``n``
+    counts the values (pairs, when paired).
     """
 
     n: int
@@ -31,6 +32,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    error: float | None = None
 
 
 def mean_of(values: Sequence[float], *, alpha: float, least_sd: float = 0.0) -> Estimate | None:
@@ -117,7 +119,7 @@ def _student(n: int, mean: float, error: float, *, freedom: float, alpha: float)
     if n < 2:
         return Estimate(n=n, mean=mean)
     if error == 0.0:
-        return Estimate(n=n, mean=mean, low=mean, high=mean, p=1.0 if mean == 0.0 else 0.0)
+        return Estimate(n=n, mean=mean, low=mean, high=mean, p=1.0 if mean == 0.0 else 0.0, error=0.0)
     half = float(stdtrit(freedom, 1.0 - alpha / 2.0)) * error
     p = 2.0 * float(stdtr(freedom, -abs(mean / error)))
-    return Estimate(n=n, mean=mean, low=mean - half, high=mean + half, p=p)
+    return Estimate(n=n, mean=mean, low=mean - half, high=mean + half, p=p, error=error)
