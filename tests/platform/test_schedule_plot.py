@@ -17,6 +17,7 @@ from rich.console import Console
 from hasten.platform import checking, schedule_plot
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
+from hasten.sweeps.reports import schedules
 from hasten.trainers import curriculum, diffusion, specs
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.specs import RunSpec
@@ -54,7 +55,7 @@ def test_drawn_rates_are_the_loops_own(changes: dict[str, Any]) -> None:
     total, batch = spec.budget.images, spec.optimizer.batch
     for before in range(0, total, batch):
         warmed = (before + min(batch, total - before)) / total
-        assert schedule_plot.rates(spec, before) == loop.rates(spec, before / total, warmed=warmed)
+        assert schedules.rates(spec, before) == loop.rates(spec, before / total, warmed=warmed)
 
 
 @pytest.mark.parametrize("timesteps", [1000, 130, 10])
@@ -64,7 +65,7 @@ def test_drawn_rates_are_the_loops_own(changes: dict[str, Any]) -> None:
 def test_heatmap_is_the_pmf_relative_to_uniform(kind: dict[str, Any], timesteps: int) -> None:
     """Its mean over all timesteps is 1 at every moment, whether or not they divide into bins evenly."""
     spec = run(curriculum=kind, diffusion__timesteps=timesteps)
-    cells = schedule_plot.density(spec)
+    cells = schedules.density(spec)
     moments, bins = cells.shape
     edges = np.linspace(0, timesteps, bins + 1).round().astype(int)
     np.testing.assert_allclose(cells @ np.diff(edges) / timesteps, 1.0, rtol=1e-12)

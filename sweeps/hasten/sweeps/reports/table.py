@@ -11,37 +11,78 @@ from rich.text import Text
 
 from hasten.sweeps.statistics.comparison import NO_WINNER, Arm, Comparison
 from hasten.sweeps.statistics.intervals import Estimate
+from hasten.sweeps.statistics.together import Together
 
 NOTHING = "–"
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """Arms with means, intervals and speed-ups, the verdict below, then what the numbers cannot tell."""
-    level = percent(comparison)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("arm", overflow="fold")
-    table.add_column("n", justify="right", no_wrap=True)
-    table.add_column(Text(f"{comparison.metric}\nmean ± {level}"), no_wrap=True)
-    table.add_column(Text(f"minus {comparison.baseline}\n± {level}"), no_wrap=True)
-    table.add_column(Text("p\n(Holm)"), no_wrap=True)
-    table.add_column(Text(f"speed-up in images\n[{level}]"), no_wrap=True)
-    for arm in comparison.arms:
-        style = _style(comparison, arm)
-        cells = [arm.name, str(arm.n), mean_text(arm), *against_text(comparison, arm), speedup_text(arm)]
-        table.add_row(*(Text(cell, style=style) for cell in cells))
+    """Arms with means, differences and what the target costs, the verdict below, then what is uncertain."""
     notes = Table.grid(padding=(0, 1))
     for note in comparison.notes:
         notes.add_row("-", Text(note), style="dim")
     below: list[RenderableType] = [Text(), notes] if comparison.notes else []
+    tables: list[RenderableType] = [_quality(comparison), Text()]
+    if any(arm.reached is not None for arm in comparison.arms):
+        tables += [_speed(comparison), Text()]
     return Group(
         Text(_title(comparison), style="bold"),
         Text(),
-        table,
-        Text(),
+        *tables,
         Text(headline(comparison), style="bold green" if comparison.winner else "bold yellow"),
         Text(explanation(comparison)),
         *below,
     )
+
+
+def render_together(together: Together) -> RenderableType:
+    """What each of several studies says, and all of them as one where they may be taken so."""
+    table = _table("study", "arms", "answer")
+    for one in together.studies:
+        table.add_row(one.study, str(len(one.arms)), Text(headline(one)))
+    notes = [Text(f"- {note}", style="dim") for note in together.notes]
+    if together.whole is None:
+        return Group(table, Text(), Text("No clear winner across studies", style="bold yellow"), *notes)
+    return Group(table, Text(), render(together.whole), *notes)
+
+
+def _quality(comparison: Comparison) -> Table:
+    level = percent(comparison)
+    headings = (
+        f"{comparison.metric}\nmean ± {level}",
+        f"minus {comparison.baseline}\n± {level}",
+        "p\n(Holm)",
+        "more seeds\nto settle",
+    )
+    table = _table("arm", "n", *headings)
+    for arm in comparison.arms:
+        cells = [arm.name, str(arm.n), mean_text(arm), *against_text(comparison, arm), settle_text(arm)]
+        table.add_row(*(Text(cell, style=_style(comparison, arm)) for cell in cells))
+    return table
+
+
+def _speed(comparison: Comparison) -> Table:
+    level = percent(comparison)
+    headings = (
+        "reached\nthe target",
+        "images to it\nmedian",
+        f"speed-up in images\n[{level}]",
+        f"in seconds\n[{level}]",
+    )
+    table = _table("arm", *headings)
+    for arm in comparison.arms:
+        cells = [arm.name, reached_text(arm), median_text(arm), ratio_text(arm.speedup)]
+        cells.append(ratio_text(arm.seconds_speedup))
+        table.add_row(*(Text(cell, style=_style(comparison, arm)) for cell in cells))
+    return table
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(Text(heading), no_wrap=True, justify="right" if heading == "n" else "left")
+    return table
 
 
 def headline(comparison: Comparison) -> str:
@@ -61,27 +102,57 @@ def explanation(comparison: Comparison) -> str:
 
 def mean_text(arm: Arm) -> str:
     """``0.1234 ± 0.0056``, or the bare mean of a single seed."""
-    return NOTHING if arm.mean is None else plus_minus(arm.mean, _half(arm.low, arm.high))
+    return NOTHING if arm.mean is None else plus_minus(arm.mean, half(arm.low, arm.high))
 
 
 def difference_text(arm: Arm) -> str:
     """Arm minus baseline with its interval, signed."""
     if arm.difference is None:
         return NOTHING
-    half = _half(arm.difference.low, arm.difference.high)
-    return plus_minus(arm.difference.mean, half, signed=True)
+    width = half(arm.difference.low, arm.difference.high)
+    return plus_minus(arm.difference.mean, width, signed=True)
 
 
 def speedup_text(arm: Arm) -> str:
-    """``1.52× [1.21, 1.90]``, or how many seeds reached the target when not all did."""
+    """``1.52× [1.21, 1.90]``, or how many seeds reached the target where there is no such number."""
     if arm.speedup is not None:
-        ratio = f"{_ratio(arm.speedup.mean)}×"
-        if arm.speedup.low is None or arm.speedup.high is None:
-            return ratio
-        return f"{ratio} [{_ratio(arm.speedup.low)}, {_ratio(arm.speedup.high)}]"
-    if arm.reached is None:
+        return ratio_text(arm.speedup)
+    return NOTHING if arm.reached is None else f"{reached_text(arm)} reached"
+
+
+def ratio_text(found: Estimate | None) -> str:
+    """``1.52× [1.21, 1.90]``."""
+    if found is None:
         return NOTHING
-    return f"{arm.reached} of {len(arm.images_to_target)} reached"
+    ratio = f"{_ratio(found.mean)}×"
+    if found.low is None or found.high is None:
+        return ratio
+    return f"{ratio} [{_ratio(found.low)}, {_ratio(found.high)}]"
+
+
+def reached_text(arm: Arm) -> str:
+    """``2 of 3`` seeds reached the target."""
+    return NOTHING if arm.reached is None else f"{arm.reached} of {len(arm.images_to_target)}"
+
+
+def median_text(arm: Arm) -> str:
+    """The Kaplan-Meier median of images to the target, with its interval where so many seeds give one."""
+    found = arm.median
+    if found is None:
+        return NOTHING
+    if found.median is None:
+        return "beyond"
+    text = f"{found.median:,.0f}"
+    if found.low is None:
+        return text
+    return f"{text} [{found.low:,.0f}, {'…' if found.high is None else format(found.high, ',.0f')}]"
+
+
+def settle_text(arm: Arm) -> str:
+    """How many more seeds would probably settle the difference, ``settled``, or nothing to say."""
+    if arm.difference is None or arm.seeds_to_settle is None:
+        return ""
+    return "settled" if arm.seeds_to_settle == 0 else f"{arm.seeds_to_settle:,}"
 
 
 def p_text(p: float | None) -> str:
@@ -186,10 +257,11 @@ def _title(comparison: Comparison) -> str:
 
 
 def _size(difference: Estimate) -> str:
-    return plus_minus(abs(difference.mean), _half(difference.low, difference.high))
+    return plus_minus(abs(difference.mean), half(difference.low, difference.high))
 
 
-def _half(low: float | None, high: float | None) -> float | None:
+def half(low: float | None, high: float | None) -> float | None:
+    """Half the width of an interval, None where there is none."""
     return None if low is None or high is None else (high - low) / 2.0
 
 
