@@ -1,263 +1,285 @@
-"""Runs the trials of a plan on a Ray cluster. Ray Tune's only door.
+"""Runs the trials that a conductor hands out on a Ray cluster. Ray Tune's only door.
 
-One trial function, one loop, two kinds of worker: with one worker a trial runs inside a Tune actor that is
-reused by the next trial; with several it is a small driver that starts a TorchTrainer and forwards its
-reports. Tune keeps no state that matters: a resumed sweep is the plan minus what the store has results of.
+Tune starts processes and reuses them, carries news, and notices losses. What to run, when to stop and what to
+try again is the conductor's business, and Tune keeps no state that matters. A trial with one worker trains in
+Tune's own process; with several, that process conducts them (:mod:`hasten.trainers.ray_train`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import ray
-import torch
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray import cloudpickle, tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
 
+from hasten.sweeps.attempt import Attempt, Last, News, Task, failed
+from hasten.sweeps.conducting.terms import Assignment, Conducting
+from hasten.sweeps.floor import Event, Floor
 from hasten.sweeps.study import StudyExecution
-from hasten.trainers import ray_train, session
-from hasten.trainers.errors import ConfigError, HastenError
-from hasten.trainers.job import Job
-from hasten.trainers.records import Report
-from hasten.trainers.tracker import Tracker
-from hasten.trainers.worker import Worker
+from hasten.trainers import capacity, ray_train, session
+from hasten.trainers.errors import ConfigError
+from hasten.trainers.tracker import EndStatus
 
-OpenTracker = Callable[[str], Tracker]
-State = Literal["running", "finished", "failed", "stopped"]
-
-_SECONDS_BETWEEN_RESULTS: Final = 1.0
-_RESTARTS: Final = (
-    2  # of a trial whose actor or node died; a trial that fails by its own fault is not retried
-)
 _DRIVER: Final = {"memory": 1.0}  # of a several-worker trial: one byte, so that all CPUs are the workers'
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something that happened to a trial: how far it is, or how it ended."""
-
-    trial: str
-    state: State
-    report: Report | None = None
-    error: str = ""
+_SECONDS_TO_CLOSE: Final = 8.0  # Tune kills a process that takes longer to stop than ten
+_NEWS: Final = "news"
+_NODE: Final = "node"
+_SETTINGS: Final = {
+    # Tune writes logs for its own viewers and snapshots that nobody reads.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Signals are the caller's.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 
 
 def execute(
-    jobs: Mapping[str, Job],
+    conductor: Conducting,
     *,
     name: str,
     execution: StudyExecution,
-    open_tracker: OpenTracker,
+    task: Callable[[Assignment], Task],
     scratch: str,
     observe: Callable[[Event], None],
-    hours: float | None = None,
-) -> dict[str, State]:
-    """Run every job to its end, as many at a time as the cluster holds; returns how each trial ended.
+    stop: Callable[[], bool] = session.never,
+) -> None:
+    """Run what ``conductor`` hands out, as many trials at a time as the cluster holds, until it is over.
+
+    Every evaluation reaches the conductor, in order, before a trial with one worker trains past it; one with
+    several may be a few reports further. A trial that is stopped writes a checkpoint first.
 
     Args:
-        jobs: what to run, by trial name, in the order in which they should start.
+        conductor: called from this thread alone; it hears of the end of everything that it handed out.
         name: the study's name.
         execution: how trials share the cluster.
-        open_tracker: called with a trial's name in the process that trains it.
-        scratch: a folder or URI for Tune's own bookkeeping; nothing in it is needed afterwards.
-        observe: told of every event, in the process that calls ``execute``.
-        hours: stop starting and continuing trials after that long.
+        task: what to send along with an assignment.
+        scratch: a folder or URI for Ray's own bookkeeping; nothing in it is needed afterwards.
+        observe: told of every event, in this thread.
+        stop: asked a few times a second; then all trials write a checkpoint and end, if they can soon.
 
     Raises:
-        ConfigError: the cluster can never hold a trial.
+        ConfigError: the cluster can never hold a trial, or not as many as asked for.
+        Exception: whatever the conductor raised, after its trials have ended.
     """
-    # Tune writes logs for its own viewers and moves trials into their folders; neither is wanted.
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    watcher = _Watcher(observe)
+    most = concurrency(execution)
+    if conductor.over:
+        return
+    os.environ.update(_SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    floor = Floor(conductor, task=task, observe=observe, stop=stop)
     tuner = tune.Tuner(
-        _trainable(jobs, execution, open_tracker, scratch),
-        param_space={"trial": tune.grid_search(list(jobs))},
+        _trainable(execution, scratch),
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=concurrency(execution),
-            reuse_actors=execution.workers == 1,
+            search_alg=_Searcher(floor),
+            scheduler=_Scheduler(floor, most),
+            num_samples=-1,
+            max_concurrent_trials=most,
+            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
-            time_budget_s=hours * 3600 if hours else None,
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=scratch,
             verbose=0,
-            callbacks=[watcher],
-            failure_config=tune.FailureConfig(max_failures=_RESTARTS),
+            callbacks=[_Watcher(floor)],
+            failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     try:
         tuner.fit()
+    except _Enough:
+        pass
     finally:
+        floor.clear()
         ray_train.forget(scratch, name)
-    return {trial: watcher.states.get(trial, "stopped") for trial in jobs}
+    if floor.trouble is not None:
+        raise floor.trouble
 
 
 def concurrency(execution: StudyExecution) -> int:
     """How many trials run at once: what is asked for, or all that the cluster holds.
 
-    Tune does not count the workers of a nested trainer, so a number that is too large would let trials
-    wait for each other forever.
+    Tune does not count the workers of a nested trainer, so with a number that is too large trials would
+    wait for each other's resources.
 
     Raises:
         ConfigError: the cluster cannot hold that many, or not even one.
     """
-    ray_train.require_room(execution.workers, cpus=execution.cpus, gpus=execution.gpus)
-    cluster = ray.cluster_resources()
-    needs = {"CPU": execution.workers * execution.cpus, "GPU": execution.workers * execution.gpus}
-    room = min(int(cluster.get(kind, 0.0) / each + 1e-9) for kind, each in needs.items() if each)
+    needs, nodes = {"CPU": execution.cpus, "GPU": execution.gpus}, ray_train.nodes()
+    capacity.require(execution.workers, nodes, needs)
+    room = capacity.room(nodes, needs) // execution.workers
     if execution.concurrent == "auto":
         return room
     if execution.concurrent > room:
-        problem = (
-            f"{execution.concurrent} trials of {needs['CPU']:g} CPUs and {needs['GPU']:g} GPUs do not fit"
-        )
+        cpus, gpus = execution.workers * execution.cpus, execution.workers * execution.gpus
+        problem = f"{execution.concurrent} trials of {cpus:g} CPUs and {gpus:g} GPUs do not fit"
         remedy = f"The cluster has room for {room} at a time."
         raise ConfigError("execution.concurrent", problem, remedy)
     return execution.concurrent
 
 
-def _trial_name(trial: Any) -> str:
-    return str(trial.config["trial"])
-
-
-def _trainable(
-    jobs: Mapping[str, Job], execution: StudyExecution, open_tracker: OpenTracker, scratch: str
-) -> Any:
-    """What Tune starts for each trial, with the resources that it occupies."""
-    if execution.workers == 1:
-        bound = tune.with_parameters(TrialActor, jobs=dict(jobs), open_tracker=open_tracker)
-        needs = {"CPU": execution.cpus} | ({"GPU": execution.gpus} if execution.gpus else {})
-        return tune.with_resources(bound, needs)
-    bound = tune.with_parameters(
-        _several_workers, jobs=dict(jobs), open_tracker=open_tracker, scratch=scratch
-    )
-    return tune.with_resources(bound, _DRIVER)
-
-
 class TrialActor(tune.Trainable):  # type: ignore[misc]
-    """A process that trains one trial after the other, so that torch is imported once."""
+    """A process that runs one trial after the other, so that torch is imported once."""
 
-    def setup(self, config: dict[str, Any], jobs: dict[str, Job], open_tracker: OpenTracker) -> None:
-        self._jobs = jobs
-        self._open_tracker = open_tracker
-        self._begin(config)
+    def setup(self, config: dict[str, Any], scratch: str) -> None:
+        del config
+        self._scratch = scratch
+        self._node = ray.get_runtime_context().get_node_id()
+        self._attempt: Attempt | None = None
+        self._closing: list[Attempt] = []
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self._begin(new_config)
+        del new_config
+        self._put_away()
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._trial = config["trial"]
-        self._track: Tracker | None = None
-        self._reports: Iterator[Report] | None = None
+    def begin(self, task: Task) -> None:
+        """Begin with a trial; called between Tune's start of it and its first step."""
+        self._attempt = Attempt(task, self._scratch)
+
+    def halt(self, status: EndStatus) -> None:
+        """Have the trial end at a checkpoint; called before the step that is to be its last."""
+        if self._attempt is not None:
+            self._attempt.halt(status)
 
     def step(self) -> dict[str, Any]:
-        """Train until there is something worth reporting; the last result has ``done``."""
-        try:
-            started = time.monotonic()
-            for report in self._running():
-                if report.evaluated or time.monotonic() - started >= _SECONDS_BETWEEN_RESULTS:
-                    return {"images": report.images, "report": asdict(report), **report.metrics}
-            self._close("finished")
-            return {"done": True, "state": "finished"}
-        except HastenError as error:
-            self._close("failed")
-            return {"done": True, "state": "failed", "error": str(error)}
+        """What the trial says next; the last result has ``done``."""
+        if self._attempt is None:
+            return {_NEWS: News(last=Last(how="stopped")), "done": True}
+        news = self._attempt.news()
+        return {_NEWS: news, _NODE: self._node, "done": news.last is not None}
 
     def cleanup(self) -> None:
-        self._close("stopped")
+        self._put_away()
+        for attempt in self._closing:
+            attempt.close(_SECONDS_TO_CLOSE)
 
-    def _running(self) -> Iterator[Report]:
-        if self._reports is None:
-            self._track = self._open_tracker(self._trial)
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self._reports = session.run(
-                self._jobs[self._trial], worker=Worker(device=device), track=self._track
-            )
-        return self._reports
+    def get_auto_filled_metrics(self, *arguments: Any, **keywords: Any) -> dict[str, Any]:
+        """Nothing: Tune would keep statistics of each metric of each trial."""
+        del arguments, keywords
+        return {}
 
-    def _close(self, status: Literal["finished", "failed", "stopped"]) -> None:
-        if self._track is not None:
-            self._track.close(status)
-            self._track = None
-
-
-def _several_workers(
-    config: dict[str, Any], *, jobs: dict[str, Job], open_tracker: OpenTracker, scratch: str
-) -> None:
-    """A trial that is a driver: it starts the trainer and forwards its reports to Tune."""
-    trial = config["trial"]
-    try:
-        ray_train.fit(
-            jobs[trial],
-            open_tracker=_Bound(open_tracker, trial),
-            scratch=scratch,
-            callbacks=[TuneReportCallback()],
-        )
-        tune.report({"done": True, "state": "finished"})
-    except HastenError as error:
-        tune.report({"done": True, "state": "failed", "error": str(error)})
+    def _put_away(self) -> None:
+        """Make room for the next trial; the tracker may still have something to send."""
+        self._closing = [attempt for attempt in self._closing if not attempt.is_closed]
+        if self._attempt is not None:
+            self._closing.append(self._attempt)
+            self._attempt = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Bound:
-    """``open_tracker`` for one trial, picklable."""
-
-    open_tracker: OpenTracker
-    trial: str
-
-    def __call__(self) -> Tracker:
-        return self.open_tracker(self.trial)
+def _trainable(execution: StudyExecution, scratch: str) -> Any:
+    """What Tune starts for trials, with the resources that it occupies."""
+    needs = {"CPU": execution.cpus} | ({"GPU": execution.gpus} if execution.gpus else {})
+    bound = tune.with_parameters(TrialActor, scratch=scratch)
+    return tune.with_resources(bound, needs if execution.workers == 1 else _DRIVER)
 
 
-def _nobody(event: Event) -> None:
-    del event
+def _trial_name(trial: Any) -> str:
+    return f"{trial.config['trial']}.{trial.trial_id}"
 
 
-class _Watcher(tune.Callback):  # type: ignore[misc]
-    """Turns Tune's callbacks into events, in the driver's process."""
+class _Enough(Exception):
+    """Everything that is worth waiting for has ended."""
 
-    def __init__(self, observe: Callable[[Event], None]) -> None:
-        self._observe = observe
-        self.states: dict[str, State] = {}
+
+class _Kept:
+    """Tune pickles its parts into snapshots that nobody reads: a conductor does not belong there."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks into snapshots that we never read: a terminal does not belong there."""
-        return {"_observe": _nobody, "states": {}}
+        return {}
+
+
+class _Searcher(_Kept, Searcher):  # type: ignore[misc]
+    """Hands the conductor's assignments to Tune, as configurations that say only the trial's name."""
+
+    def __init__(self, floor: Floor) -> None:
+        super().__init__()
+        self._floor = floor
+
+    def suggest(self, trial_id: str) -> Any:
+        task = self._floor.hand_out(trial_id)
+        if task is None:
+            return Searcher.FINISHED if self._floor.is_over else None
+        return {"trial": task.trial}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _Scheduler(_Kept, FIFOScheduler):  # type: ignore[misc]
+    """Keeps every process for the next trial, also while the conductor has to wait before it hands one out.
+
+    Tune itself would keep one, and start the others anew. It would also give a free process to the trial that
+    waits longest for one of its own, which then is not started: of many short trials, one would run at once.
+    """
+
+    def __init__(self, floor: Floor, most: int) -> None:
+        super().__init__()
+        self._floor = floor
+        self._most = most
+        self._kept = 0
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None in particular: Tune goes through those that wait, and not through all there ever were."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        del result
+        wanted = 0 if self._floor.is_over else self._most
+        # There is no public way.
+        tune_controller._actor_cache.increase_max(trial.placement_group_factory, wanted - self._kept)
+        self._kept = wanted
+
+
+class _Watcher(_Kept, tune.Callback):  # type: ignore[misc]
+    """Tells the floor what Tune tells its callbacks."""
+
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        del iteration, trials, info
+        self._floor.look()
+        if self._floor.is_idle:
+            raise _Enough
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        del iteration, trials, info
+        # Calls of one actor are served in order: what is sent to it here comes before its next step.
+        self._floor.started(trial.trial_id, trial.temporary_state.ray_actor)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         del iteration, trials, info
-        name = _trial_name(trial)
-        if "state" in result:
-            self._end(name, result["state"], result.get("error", ""))
-        elif "report" in result:
-            self._observe(Event(trial=name, state="running", report=Report(**result["report"])))
+        # Taken out of the result, which Tune keeps.
+        self._floor.heard(trial.trial_id, result.pop(_NEWS))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune completes a trial that it stops by the time budget, too: without a state of its own."""
         del iteration, trials, info
-        if _trial_name(trial) not in self.states:
-            self._end(_trial_name(trial), "stopped")
+        self._floor.ended(trial.trial_id, Last(how="stopped"))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
-        text = Path(trial.error_file).read_text() if trial.error_file else "unknown"
-        self._end(_trial_name(trial), "failed", text.strip().splitlines()[-1])
-
-    def _end(self, name: str, state: State, error: str = "") -> None:
-        self.states[name] = state
-        self._observe(Event(trial=name, state=state, error=error))
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        if isinstance(error, ray.exceptions.RayActorError):
+            nodes = [trial.last_result[_NODE]] if _NODE in trial.last_result else []
+            error = ray_train.loss(trial.config["trial"], [error], nodes)
+        self._floor.ended(trial.trial_id, failed(error))

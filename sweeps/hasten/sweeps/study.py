@@ -100,7 +100,10 @@ class Asha(_Stopping):
 
 
 class Hyperband(_Stopping):
-    """Successive halving in brackets with different first rungs (arXiv 1603.06560), by the trial's number."""
+    """Successive halving in brackets with different first rungs (arXiv 1603.06560), by the trial's number.
+
+    The last bracket stops nobody.
+    """
 
     kind: Literal["hyperband"]
     reduction: Annotated[int, Field(ge=2)] = 3
@@ -119,11 +122,12 @@ class Median(_Stopping):
 class Wilcoxon(_Stopping):
     """A trial stops where the best one is better on the same held-out items with the same noise.
 
-    By Wilcoxon's signed-rank test on the paired errors, one-sided, below ``p``.
+    By Wilcoxon's signed-rank test on the paired errors, one-sided, below ``p``. Choose a small one: it is
+    for one test, and a trial is tested at every evaluation.
     """
 
     kind: Literal["wilcoxon"]
-    p: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    p: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.001
 
 
 Stopping = Annotated[Asha | Hyperband | Median | Wilcoxon, Field(discriminator="kind")]
@@ -257,6 +261,11 @@ def _check_arms(study: StudySpec) -> None:
             "stopping: arms are compared in pairs at the end of their runs, and a stopped trial has none; "
             "remove stopping, or search a space"
         )
+    if study.objective.measure != "final":
+        raise ValueError(
+            f"objective.measure: {study.objective.measure} is for a search; arms are compared by their final "
+            "values, and by images and seconds to the target beside them"
+        )
     for key in ("constraints", "pareto"):
         if getattr(study, key):
             raise ValueError(f"{key}: belongs to a study with a space")
@@ -290,6 +299,9 @@ def _check_pbt(study: StudySpec, search: Pbt) -> None:
         raise ValueError("stopping: pbt replaces bad members by itself; remove stopping")
     if len(study.seeds) > 1:
         raise ValueError("seeds: a population is one experiment; repeat it with another search.seed instead")
+    if study.pareto or study.objective.bounds:
+        key = "pareto" if study.pareto else "objective.bounds"
+        raise ValueError(f"{key}: pbt ranks its members by the objective alone; use optuna")
     if study.objective.measure != "final":
         raise ValueError(
             f"objective.measure: pbt ranks by the value after each interval, not {study.objective.measure}"

@@ -29,6 +29,9 @@ class Assignment:
 class Ending:
     """How an attempt at a trial ended: ``stopped`` also when nobody asked (a signal, a limit).
 
+    There is one for every assignment. A member of a population that came to its ``until`` is ``finished``
+    without a result.
+
     ``result`` is what a finished run left in the store; ``seconds`` it held its resources for that long.
     """
 
