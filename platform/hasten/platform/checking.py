@@ -10,12 +10,15 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from hasten.platform.study_checking import check_study
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
 from hasten.sweeps.plan import Plan
 from hasten.trainers import config, curriculum, diffusion, learning_rate, momentum, specs
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.specs import RunSpec, flatten
+
+__all__ = ["check_run", "check_study", "differences", "is_study", "load", "plot"]
 
 _MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -59,33 +62,6 @@ def check_run(spec: RunSpec, console: Console) -> dict[str, Any]:
         "spec": spec.model_dump(mode="json"),
         "images": spec.budget.images,
     }
-
-
-def check_study(plan: Plan, console: Console) -> dict[str, Any]:
-    """Print a study's plan: its trials, and in what they differ from their base."""
-    spec = plan.study
-    console.print(f"[bold]{spec.name}[/]: {spec.question or 'a study'}", highlight=False)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("arm", "seeds", "differs from the base in"):
-        table.add_column(heading, overflow="fold")
-    for arm in plan.arms:
-        trials = [trial for trial in plan.trials if trial.arm == arm]
-        changes = (
-            ", ".join(f"{key}={value}" for key, value in flatten(trials[0].changes).items()) or "nothing"
-        )
-        table.add_row(arm, ", ".join(str(trial.seed) for trial in trials), changes)
-    console.print(table)
-    each = plan.trials[0].spec.budget.images
-    console.print(
-        f"{len(plan.trials)} trials, {plan.images:,} images in all"
-        f" ({each:,} in the first), {spec.execution.workers} worker(s) a trial"
-    )
-    for note in plans.missing_controls(plan):
-        console.print(f"note: {note}", soft_wrap=True)
-    trials_json = [
-        {"trial": t.name, "arm": t.arm, "seed": t.seed, "images": t.spec.budget.images} for t in plan.trials
-    ]
-    return {"kind": "study", "name": spec.name, "trials": trials_json, "images": plan.images}
 
 
 def _schedules(spec: RunSpec) -> Table:

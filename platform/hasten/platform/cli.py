@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from hasten.platform import analyzing, stack_cli
+from hasten.platform import analyzing, stack_cli, store_cli
 from hasten.trainers import config
 from hasten.trainers.errors import ConfigError, Fault, HastenError
 
@@ -29,8 +29,9 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in the store.")
 app.add_typer(data_app, name="data")
 app.add_typer(analyzing.app, name="analyze", rich_help_panel="Use a model")
-for command in (stack_cli.up, stack_cli.down, stack_cli.status, stack_cli.doctor):
+for command in (stack_cli.up, stack_cli.down, store_cli.status, stack_cli.doctor):
     app.command(rich_help_panel="The local stack")(command)
+app.command(rich_help_panel="Keep models fresh")(store_cli.clean)
 
 _UsageError: type[Any] = typer.BadParameter.__bases__[
     0
@@ -43,6 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="End standard output with one
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Source = Annotated[str, typer.Argument(metavar="RUN|URI|models:/NAME@ALIAS")]
 Raw = Annotated[bool, typer.Option("--raw", help="The last weights instead of the averaged ones.")]
+Probe = Annotated[bool, typer.Option("--probe", help="Say what it costs, after twenty steps of it here.")]
 EmaStd = Annotated[float | None, typer.Option("--ema-std", help="Averaged with another relative width.")]
 
 
@@ -62,6 +64,7 @@ def check(
         Path | None,
         typer.Option(metavar="PATH", help="Draw the schedules: .html, .png, .svg, or a folder for the page."),
     ] = None,
+    probe: Probe = False,
     json: Json = False,
 ) -> None:
     """Validate a recipe or a study, print what it means and what it costs; touches no cluster."""
@@ -73,7 +76,7 @@ def check(
     found = (
         checking.check_run(loaded, show)
         if isinstance(loaded, RunSpec)
-        else checking.check_study(loaded, show)
+        else checking.check_study(loaded, show, probe=probe)
     )
     if plot is not None:
         found["plot"] = checking.plot(loaded, plot, show)
@@ -101,45 +104,48 @@ def train(recipe: str, set: Overrides = None, dry_run: DryRun = False, json: Jso
 
 
 @app.command(rich_help_panel="Train and compare")
-def sweep(study: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
+def sweep(
+    study: str,
+    set: Overrides = None,  # noqa: A002
+    dry_run: DryRun = False,
+    probe: Probe = False,
+    json: Json = False,
+) -> None:
     """Run a study. Again: it resumes; finished, it does nothing. `-s base.KEY=V` changes the base recipe."""
-    from hasten.platform import checking
     from hasten.sweeps import plan as plans
     from hasten.sweeps import study as study_files
 
     plan = plans.plan(study_files.load(study, config.parse_overrides(set or [])))
     show = console(json)
-    if dry_run:
-        return finish(checking.check_study(plan, show), json)
-    from hasten.platform import studies
+    if dry_run or probe:
+        from hasten.platform import study_checking
 
-    found, comparison = studies.sweep(plan, console=show)
-    if comparison is None:
-        show.print(studies.ranking(plan, found))
-    else:
-        from hasten.sweeps.reports import table
+        return finish(study_checking.check_study(plan, show, probe=probe), json)
+    from hasten.platform import sweeping
 
-        show.print(table.render(comparison))
-        show.print(f"report: {studies.report_folder(plan.study.name) / 'report.html'}", soft_wrap=True)
+    found, told = sweeping.sweep(plan, console=show)
+    from hasten.platform import study_reports
+
+    show.print(study_reports.rendered(told))
+    show.print(f"report: {study_reports.page(told)}", soft_wrap=True)
     finish(found, json)
 
 
 @app.command(rich_help_panel="Train and compare")
 def compare(
-    what: Annotated[list[str], typer.Argument(metavar="STUDY|RUN...")],
+    what: Annotated[list[str], typer.Argument(metavar="STUDY...|RUN...")],
     set: Overrides = None,  # noqa: A002
     json: Json = False,
 ) -> None:
-    """Compare a study's arms, or runs by name; writes plots and a report; names no winner without proof."""
-    from hasten.platform import studies
-    from hasten.sweeps.reports import table
+    """Compare arms, points, studies or runs; writes plots and a report; names no winner without proof."""
+    from hasten.platform import study_reports
 
     show = console(json)
-    comparison, paths = studies.compare(what, config.parse_overrides(set or []), console=show)
-    show.print(table.render(comparison))
+    told, found, paths = study_reports.compare(what, config.parse_overrides(set or []), console=show)
+    show.print(told)
     for path in paths:
-        show.print(f"{path.stem}: {path}", soft_wrap=True)
-    finish(comparison.as_json(), json)
+        show.print(f"{path.name}: {path}", soft_wrap=True)
+    finish(found, json)
 
 
 @app.command(rich_help_panel="Keep models fresh")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from hasten.platform import studies, training
+from hasten.platform import studies, study_reports, sweeping, training
 from hasten.platform.identity import STUDY
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as study_files
@@ -26,7 +26,8 @@ def demo(console: Console) -> dict[str, Any]:
     started = time.monotonic()
     plan = plans.plan(study_files.load("demo"))
     _say(console, 1, "Sweep", plan.study.question)
-    found, comparison = studies.sweep(plan, console=console)
+    found, told = sweeping.sweep(plan, console=console)
+    comparison = told.comparison
     assert comparison is not None, "the demo's study has arms"
 
     swept = time.monotonic()
@@ -43,7 +44,7 @@ def demo(console: Console) -> dict[str, Any]:
     _say(console, 3, "Result", f"after {time.monotonic() - started:.0f} s")
     console.print(table.render(comparison))
     report = studies.report_folder(plan.study.name)
-    sheet = studies.save_sheet(run["run"], report / "samples.png")
+    sheet = study_reports.save_sheet(run["run"], report / "samples.png")
     console.print(f"samples  {sheet}", soft_wrap=True)
     console.print(f"report   {report / 'report.html'}", soft_wrap=True)
     console.print(f"MLflow   {studies.link(plan.study.name)}", soft_wrap=True)

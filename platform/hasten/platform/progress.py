@@ -18,11 +18,22 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
+from hasten.sweeps.conducting.views import Snapshot, State, TrialView
 from hasten.trainers.tracker import EVAL_LOSS, TRAIN_LOSS
 
 _LINE_EVERY: Final = 0.1  # of the work, in a log
 _WIDTH: Final = 20
+_LINES_LEFT: Final = 5  # of a terminal, to the shell's prompt and to what is printed above
+_FAILURES_TOLD: Final = 10
+_COUNTED: Final[Mapping[State, str]] = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "waiting": "waiting",
+    "open": "to be taken up again",
+}
 
 
 class Report(Protocol):
@@ -34,19 +45,6 @@ class Report(Protocol):
     def total(self) -> int: ...
     @property
     def metrics(self) -> dict[str, float]: ...
-
-
-class Event(Protocol):
-    """What the board needs of a sweep's event; the sweep itself would import Ray."""
-
-    @property
-    def trial(self) -> str: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def report(self) -> Report | None: ...
-    @property
-    def error(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -98,68 +96,84 @@ def run(console: Console, name: str, total: int) -> Iterator[RunBar]:
 
 @dataclass(slots=True)
 class Board:
-    """The progress of a study: all images together, and a bar for each trial that is running."""
+    """The progress of a study: one bar for all trials, and on a terminal one for each that is running.
+
+    How many trials there will be may change while they run, and of a thousand only those that run are shown,
+    as many as the terminal has lines for.
+    """
 
     console: Console
     _bars: Progress
     _overall: TaskID
-    _totals: Mapping[str, int]
-    _started: float = field(default_factory=time.monotonic)
-    _seen: dict[str, int] = field(default_factory=dict)
-    _resumed: dict[str, int] = field(default_factory=dict)
     _tasks: dict[str, TaskID] = field(default_factory=dict)
-    _ended: int = 0
+    _failures: int = 0
 
-    def observe(self, event: Event) -> None:
-        if event.report is not None:
-            self._progress(event.trial, event.report)
-        if event.state != "running":
-            self._end(event)
-
-    def _progress(self, trial: str, report: Report) -> None:
-        self._resumed.setdefault(trial, report.images)
-        self._seen[trial] = report.images
+    def show(self, snapshot: Snapshot) -> None:
+        """The study as it is now."""
         if not self.console.is_terminal:
             return
-        if trial not in self._tasks:
-            self._tasks[trial] = self._bars.add_task(f"  {trial}", total=report.total, text="")
-        self._bars.update(self._tasks[trial], completed=report.images)
-        if EVAL_LOSS in report.metrics:
-            self._bars.update(self._tasks[trial], text=f"eval/loss {report.metrics[EVAL_LOSS]:.4f}")
-        self._bars.update(self._overall, completed=sum(self._seen.values()))
+        done = snapshot.over + sum(view.images / view.total for view in snapshot.running)
+        self._bars.update(self._overall, total=snapshot.trials, completed=done, text=_summary(snapshot))
+        shown = snapshot.running[: max(1, self.console.height - _LINES_LEFT)]
+        for trial in self._tasks.keys() - {view.trial for view in shown}:
+            self._bars.remove_task(self._tasks.pop(trial))
+        for view in shown:
+            if view.trial not in self._tasks:
+                self._tasks[view.trial] = self._bars.add_task(f"  {view.trial}", total=view.total, text="")
+            self._bars.update(self._tasks[view.trial], completed=view.images, text=_how_it_runs(view))
 
-    def _end(self, event: Event) -> None:
-        self._ended += 1
-        if event.state == "finished":
-            self._seen[event.trial] = self._totals[event.trial]
-        if event.trial in self._tasks:
-            self._bars.remove_task(self._tasks.pop(event.trial))
-        self._bars.update(
-            self._overall,
-            completed=sum(self._seen.values()),
-            text=f"{self._ended} of {len(self._totals)} trials",
-        )
-        if event.state == "failed":
-            self.console.print(f"[red]{event.trial} failed:[/] {event.error}", soft_wrap=True)
-        elif not self.console.is_terminal:
-            self.console.print(
-                f"{event.trial}: {event.state} ({self._ended} of {len(self._totals)}){self._eta()}"
-            )
+    def ended(self, view: TrialView, snapshot: Snapshot) -> None:
+        """Tell of a trial that is over; on a terminal of failures alone, and only of the first of them."""
+        self._failures += view.state == "failed"
+        if self.console.is_terminal and not (view.state == "failed" and self._failures <= _FAILURES_TOLD):
+            return
+        line = Text(f"{view.trial}: {_how_it_ended(view)} ({snapshot.over} of {snapshot.trials}")
+        line.append(f"{_to_go(snapshot.seconds_left)})")
+        if view.state == "failed":
+            line.stylize("red")
+        self.console.print(line, soft_wrap=True)
 
-    def _eta(self) -> str:
-        total, seen = sum(self._totals.values()), sum(self._seen.values())
-        done = seen - sum(self._resumed.values())
-        if done <= 0 or seen >= total:
-            return ""
-        return f", about {(time.monotonic() - self._started) / done * (total - seen):.0f} s to go"
+
+def _summary(snapshot: Snapshot) -> str:
+    """What became of trials so far, and how long the rest takes."""
+    shown = [state for state in _COUNTED if snapshot.counts.get(state)]
+    counts = ", ".join(f"{snapshot.counts[state]} {_COUNTED[state]}" for state in shown)
+    return ", ".join(filter(None, (f"{len(snapshot.running)} running", counts))) + _to_go(
+        snapshot.seconds_left
+    )
+
+
+def _how_it_runs(view: TrialView) -> str:
+    again = f"attempt {view.attempt}" if view.attempt > 1 else ""
+    value = f"{view.value:.4f}" if view.value is not None else ""
+    return ", ".join(filter(None, (value, again))) + _to_go(view.seconds_left)
+
+
+def _how_it_ended(view: TrialView) -> str:
+    match view.state:
+        case "stopped" if view.verdict is not None:
+            return f"stopped by {view.verdict.rule}: {view.verdict.reason}"
+        case "failed":
+            return f"failed{f' ({view.failure})' if view.failure else ''}: {view.error}"
+        case "waiting" | "running":
+            return "lost; it is tried again"
+        case "open":
+            return "left before its end; the same command goes on with it"
+        case state:
+            return state if view.value is None else f"{state} with {view.value:.4f}"
+
+
+def _to_go(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f", about {seconds:.0f} s to go" if seconds < 120.0 else f", about {seconds / 60.0:.0f} min to go"
 
 
 @contextmanager
-def board(console: Console, name: str, totals: Mapping[str, int]) -> Iterator[Board]:
-    """A board for the trials of a study; ``totals`` are their images."""
-    with progress_bars(console, "{task.fields[text]}") as bars:
-        text = f"0 of {len(totals)} trials"
-        yield Board(console, bars, bars.add_task(name, total=sum(totals.values()), text=text), totals)
+def board(console: Console, name: str, trials: int) -> Iterator[Board]:
+    """A board for a study of so many trials, as far as that is known."""
+    with progress_bars(console, "{task.fields[text]}", ahead=False) as bars:
+        yield Board(console, bars, bars.add_task(name, total=trials, text=""))
 
 
 @contextmanager
@@ -178,14 +192,15 @@ def steps(console: Console, name: str, items: Iterable[str]) -> Iterator[Iterato
         yield walk()
 
 
-def progress_bars(console: Console, text: str) -> Progress:
+def progress_bars(console: Console, text: str, *, ahead: bool = True) -> Progress:
+    """Bars with ``text`` behind them; ``ahead``: and with an estimate of what is to go."""
+    estimate = [TextColumn("[dim]ETA"), TimeRemainingColumn(compact=True)] if ahead else []
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=_WIDTH),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("[dim]ETA"),
-        TimeRemainingColumn(compact=True),
+        *estimate,
         TextColumn(text),
         console=console,
         transient=True,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hasten.platform import shared_view
-from hasten.platform.identity import FINGERPRINT, NOTE, STUDY, RunIdentity
+from hasten.platform.identity import FINGERPRINT, KIND, NOTE, STUDY, TRIAL, RunIdentity
 from hasten.platform.outage import check_uri, spoken
 from hasten.platform.reconciliation import Correction, Seen, corrections
 from hasten.platform.replay import TrialDoor, replay
@@ -175,6 +175,16 @@ class Tracks(ABC):
             for correction in plan:
                 server.correct(correction)
         return [correction.name for correction in plan if correction.status]
+
+    def statuses(self, study: str) -> dict[str, str]:
+        """The status of each trial of a study as MLflow says it, in one question.
+
+        Raises:
+            Fault: the server does not answer or refuses us.
+        """
+        with spoken(self.uri):
+            found = self._server().seen(study, {STUDY: study, KIND: "trial"})
+        return {run.tags[TRIAL]: run.status for run in found if TRIAL in run.tags}
 
     def log_final(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Record ``final/`` copies of metrics from outside, as for a trial that was ended by the scheduler.

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +13,7 @@ from hasten.platform.connection import connected
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import RunIdentity
 from hasten.platform.services import Services
+from hasten.platform.signals import stop_on_signal
 from hasten.platform.tracking import Tracking
 from hasten.trainers import local, session
 from hasten.trainers.checkpoints import RunStore
@@ -66,9 +63,14 @@ def tracker_of(services: Services) -> Tracking:
 def repair(job: Job, tracking: Tracking, identity: RunIdentity) -> None:
     """Tell the tracking server what it missed of a finished run."""
     if tracking.status(identity) != "FINISHED":
-        track = tracking.open(identity)
-        session.retell(job, track)
-        track.close("finished")
+        retell(job, tracking, identity)
+
+
+def retell(job: Job, tracking: Tracking, identity: RunIdentity) -> None:
+    """Tell the tracking server everything about a finished run."""
+    track = tracking.open(identity)
+    session.retell(job, track)
+    track.close("finished")
 
 
 def outcome(job: Job, tracking: Tracking, identity: RunIdentity) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _locally(
     job: Job, tracking: Tracking, identity: RunIdentity, services: Services, console: Console
 ) -> None:
     del services
-    with local.worker(job.spec) as worker, _stop_on_signal() as stop:
+    with local.worker(job.spec) as worker, stop_on_signal() as stop:
         track: Tracker = tracking.open(identity) if worker.is_first else NullTracker()
         bar_console = console if worker.is_first else Console(quiet=True)
         stopped = False
@@ -123,7 +125,7 @@ def _on_ray(
     cluster.attach(services)
     how: EndStatus = "failed"
     try:
-        with progress.run(console, job.run, job.spec.budget.images) as bar, _stop_on_signal() as stop:
+        with progress.run(console, job.run, job.spec.budget.images) as bar, stop_on_signal() as stop:
             ray_train.fit(
                 job,
                 open_tracker=OpenRun(tracking, identity),
@@ -148,24 +150,3 @@ def _end(tracking: Tracking, identity: RunIdentity, status: EndStatus) -> None:
         tracking.end(identity, status)
     except Fault as fault:
         log.warning("%s; the next command says how the run ended", fault)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal ends the process at once."""
-    stop = threading.Event()
-    previous = {}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        del frame
-        if stop.is_set():
-            raise KeyboardInterrupt(number)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

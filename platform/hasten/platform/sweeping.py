@@ -1,0 +1,209 @@
+"""``hasten sweep``: conduct a study on the cluster, minus what is over, and make MLflow agree."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any, Final
+
+from rich.console import Console
+
+from hasten.platform import progress, settings, study_reports
+from hasten.platform.identities import OpenRun
+from hasten.platform.locks import only_one
+from hasten.platform.search_view import SearchView
+from hasten.platform.signals import stop_on_signal
+from hasten.platform.studies import Standing, Study, bind, outcome
+from hasten.platform.training import retell
+from hasten.sweeps.conducting.conductor import Conductor
+from hasten.sweeps.plan import Plan
+from hasten.sweeps.reports.build import StudyReport
+from hasten.trainers.errors import Fault, Stopped
+from hasten.trainers.specs import flatten
+from hasten.trainers.tracker import EVAL_FRECHET, EVAL_LOSS, TRAIN_LOSS, EndStatus, Tracker
+
+_SECONDS_BETWEEN_LOOKS: Final = 0.2  # at a terminal's bars
+
+log = logging.getLogger(__name__)
+
+
+def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], StudyReport]:
+    """Run what is left of a study; what ``hasten sweep --json`` prints, and what it found.
+
+    Raises:
+        ConfigError: the study cannot run as it is, or not on this cluster.
+        Stopped: a signal or a limit ended it; the same command goes on.
+        Fault: trials failed in a way that may be mended; the others are over.
+    """
+    name = plan.study.name
+    with only_one(settings.home() / "locks" / f"study-{name}", what=f"study {name}"):
+        study = bind(plan, console=console)
+        conductor = study.conductor()
+        try:
+            now = _now(conductor)
+            if now.is_finished and study.tracking.status(study.parent) == "FINISHED":
+                console.print(f"{name}: all {now.planned} trials are over; nothing to run")
+                return outcome(study, now, {}), study_reports.report(study, now)
+            return _conduct(study, conductor, console)
+        finally:
+            conductor.close()
+
+
+def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict[str, Any], StudyReport]:
+    now = _now(conductor)
+    if not conductor.over:
+        _require_cluster(study)
+    track = study.tracking.open(study.parent)
+    try:
+        share_view(study, image_step=0)
+        left = now.planned - len(now.records)
+        console.print(f"{study.name}: {left} trials to run, {len(now.records)} over already")
+        console.print(f"watch it at {study.tracking.link(study.name)}", soft_wrap=True)
+        _run(study, conductor, track.run_id, console)
+        now = _now(conductor)
+        settle(study, now, track.run_id)
+        share_view(study, image_step=max(trial.spec.budget.images for trial in now.trials))
+        told = study_reports.report(study, now)
+        if now.records:
+            _attach(told, track)
+    except BaseException:
+        track.close("stopped")
+        raise
+    failed = [record.trial for record in now.in_order() if record.state == "failed"]
+    again = [record.trial for record in now.in_order() if record.failure in ("lost", "data", "program")]
+    track.close("failed" if again else "finished" if now.is_finished else "stopped")
+    if not now.is_finished:
+        why = conductor.why_stopped or "stopped"
+        problem = f"{why}; {len(now.records)} of {now.planned} trials are over"
+        raise Stopped(study.name, problem, "The same command goes on with the others.")
+    if again:
+        problem = f"{len(again)} of {now.planned} trials failed: {', '.join(again[:10])}"
+        raise Fault(study.name, problem, "The same command tries them again.")
+    if failed:
+        console.print(f"{len(failed)} trials failed for good: {', '.join(failed[:10])}", soft_wrap=True)
+    states = {view.trial: view.state for view in conductor.roster.views()}
+    return outcome(study, now, states), told
+
+
+def _now(conductor: Conductor) -> Standing:
+    roster = conductor.roster
+    return Standing(trials=roster.trials(), records=roster.records(), planned=conductor.planned)
+
+
+def _require_cluster(study: Study) -> None:
+    """Attach to Ray, and refuse a study that it can never hold before anything is written down.
+
+    Raises:
+        ConfigError: with the numbers.
+        Fault: Ray does not answer.
+    """
+    # Importing Ray takes seconds: not for a study that is finished.
+    from hasten.platform import cluster
+    from hasten.sweeps import ray_tune
+
+    cluster.attach(study.services)
+    ray_tune.concurrency(study.plan.study.execution)
+
+
+def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Console) -> None:
+    """Run the trials that are left, until all are over or somebody says to stop."""
+    if conductor.over:
+        return
+    from hasten.platform import cluster
+    from hasten.sweeps import ray_tune
+    from hasten.sweeps.attempt import Task
+    from hasten.sweeps.conducting.terms import Assignment
+    from hasten.sweeps.floor import Event
+
+    def task(assignment: Assignment) -> Task:
+        identity = study.identity(assignment.trial, parent_run_id)
+        return Task(
+            trial=assignment.trial.name, job=assignment.job, open_tracker=OpenRun(study.tracking, identity)
+        )
+
+    records = conductor.roster.records
+    try:
+        with (
+            progress.board(console, study.name, conductor.planned) as board,
+            SearchView(settings.load().database, study.plan.study, lambda: records().values()) as view,
+            stop_on_signal() as stop,
+        ):
+            shown = 0.0
+
+            def observe(event: Event) -> None:
+                nonlocal shown
+                view.look()
+                if event.state != "running":
+                    board.ended(conductor.roster.view(event.trial), conductor.snapshot())
+                elif console.is_terminal and time.monotonic() - shown >= _SECONDS_BETWEEN_LOOKS:
+                    shown = time.monotonic()
+                    board.show(conductor.snapshot())
+
+            ray_tune.execute(
+                conductor,
+                name=study.name,
+                execution=study.plan.study.execution,
+                task=task,
+                scratch=cluster.scratch(study.services),
+                observe=observe,
+                stop=stop.is_set,
+            )
+            if stop.is_set():
+                conductor.stop("stopped by a signal")
+    finally:
+        cluster.detach()
+
+
+def share_view(study: Study, *, image_step: int) -> None:
+    """Set what MLflow shows of the study: scores and swept settings, the image grid at ``image_step``.
+
+    While trials run, only the images of the start are sure to be there.
+    """
+    spec = study.plan.study
+    of_arms = {key for changes in spec.arms.values() for key in flatten(changes)}
+    swept = sorted(of_arms | spec.space.keys())
+    settings_of = [flatten(trial.spec.model_dump(mode="json")) for trial in study.plan.trials]
+    metric = spec.objective.metric
+    columns = [f"final/{metric}", f"best/{metric}", f"final/{EVAL_LOSS}", f"final/{EVAL_FRECHET}", metric]
+    study.tracking.set_shared_view(
+        study.name,
+        list(dict.fromkeys([*columns, EVAL_LOSS, TRAIN_LOSS])),
+        swept,
+        axes=[key for key in swept if all(key in each for each in settings_of)],
+        image_step=image_step,
+    )
+
+
+def settle(study: Study, now: Standing, parent_run_id: str) -> None:
+    """Make the tracking server agree with the ledger: every trial is there, with its true status.
+
+    A server that fails by now is no failure of the study: the same command tells it later.
+    """
+    statuses: dict[str, EndStatus] = {}
+    stopped_by: dict[str, str] = {}
+    for trial in now.trials:
+        record = now.records.get(trial.name)
+        if record is None:
+            statuses[trial.name] = "stopped"
+        elif record.state == "stopped":
+            statuses[trial.name] = "finished"
+            stopped_by[trial.name] = record.verdict.rule if record.verdict else ""
+        else:
+            statuses[trial.name] = record.state
+    try:
+        study.tracking.replay()
+        seen = study.tracking.statuses(study.name)
+        for trial in now.trials:
+            record = now.records.get(trial.name)
+            if record is not None and record.state == "finished" and seen.get(trial.name) != "FINISHED":
+                retell(study.job(trial), study.tracking, study.identity(trial, parent_run_id))
+        study.tracking.reconcile(study.name, statuses, stopped_by=stopped_by)
+    except Fault as fault:
+        log.warning("%s; the same command tells it what it missed", fault)
+
+
+def _attach(told: StudyReport, track: Tracker) -> None:
+    """Write the report, and put it into the study's run."""
+    for path in study_reports.write(told):
+        track.artifact(f"report/{path.name}", path.read_bytes())
+    track.tags(study_reports.summary(told))
