@@ -45,6 +45,8 @@ class Report(Protocol):
     def total(self) -> int: ...
     @property
     def metrics(self) -> dict[str, float]: ...
+    @property
+    def again(self) -> bool: ...
 
 
 @dataclass(slots=True)
@@ -62,7 +64,7 @@ class RunBar:
     def observe(self, report: Report) -> None:
         if EVAL_LOSS in report.metrics:
             self._quality = f"eval/loss {report.metrics[EVAL_LOSS]:.4f}"
-        if self._first is None:
+        if self._first is None or report.again:
             self._first = time.monotonic(), report.images
         loss = report.metrics.get(TRAIN_LOSS)
         text = "  ".join(

@@ -15,7 +15,8 @@ from hasten.platform.connection import connected
 from hasten.platform.services import Services
 from hasten.sweeps import compare as comparisons
 from hasten.sweeps.records import TrialResult
-from hasten.sweeps.reports import report
+from hasten.sweeps.reports import build
+from hasten.sweeps.reports.build import StudyReport
 from hasten.sweeps.statistics.comparison import Comparison
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError
@@ -80,18 +81,17 @@ def compare(names: Sequence[str], *, console: Console) -> tuple[Comparison, list
         for name, found in results.items()
     ]
     compared = comparisons.compare(trials, study="runs", baseline=arms[names[0]])
-    sheets = {arms[name]: store(name, services).last_sheet() for name in reversed(names)}
-    folder = settings.home() / "reports" / "-".join(dict.fromkeys(results))[:100]
-    paths = report.write_report(
-        compared,
-        trials,
-        folder,
+    told = StudyReport(
         title="Runs",
         question=f"How do {', '.join(names)} compare?",
+        comparison=compared,
+        records=build.records_of(trials),
         links={"Repeat": f"hasten compare {' '.join(names)}"},
-        samples={arm: sheet for arm, sheet in sheets.items() if sheet is not None},
+        sheets={arms[name]: store(name, services).sheet_files() for name in reversed(names)},
+        provenance=build.provenance_of(trials),
     )
-    return compared, paths
+    folder = settings.home() / "reports" / "-".join(dict.fromkeys(results))[:100]
+    return compared, build.write(told, folder, pictures=("learning", "differences", "speed"))
 
 
 def _arms(results: dict[str, RunResult]) -> dict[str, str]:

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
+from rich.console import Console, RenderableType
 
 from hasten.platform import runs, settings, studies
 from hasten.platform.services import look
@@ -81,8 +80,7 @@ def report(study: Study, now: Standing) -> StudyReport:
     )
     trials = {trial.name: trial for trial in now.trials}
     sheets = {
-        trials[name].arm: RunStore(study.job(trials[name]).uri).sheet_files()
-        for name in build.pictured(told)
+        trials[name].arm: RunStore(study.job(trials[name]).uri).sheet_files() for name in build.pictured(told)
     }
     told = replace(told, sheets=sheets)
     return told if spec.arms else replace(told, **_found(study, now))
@@ -157,8 +155,7 @@ def compare(
     together = comparisons.compare_studies(several)
     folder = studies.report_folder("-".join(told.title for told in found)[:100])
     paths = build.write_together(together, found, folder)
-    shown = Group(*map(table.render, several), *map(Text, together.notes))
-    return shown, {"studies": [each.as_json() for each in several], "notes": list(together.notes)}, paths
+    return table.render_together(together), together.as_json(), paths
 
 
 def _is_study(name: str) -> bool:

@@ -183,5 +183,5 @@ def failed(error: BaseException) -> Last:
     if isinstance(error, HastenError):
         words = f"{error.subject}: {error.problem}"
     else:
-        words = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
+        words = ": ".join(filter(None, [type(error).__name__, str(error)])).splitlines()[-1]
     return Last(how="failed", failure=kind, error=words, node_lost=isinstance(error, NodeLost))

@@ -44,7 +44,8 @@ class _Running:
 class Floor:
     """Everything between the conductor and the processes that run its trials, each in a place of its own.
 
-    A conductor that fails ends the command, as a wish to stop does: trials write a checkpoint and end.
+    A conductor or an observer that fails ends the command, as a wish to stop does: trials write a checkpoint
+    and end.
 
     Args:
         conductor: hands out trials and decides on them; called from one thread.
@@ -119,10 +120,10 @@ class Floor:
 
     def _report(self, running: _Running, report: Report) -> None:
         trial = running.task.trial
-        self._observe(Event(trial=trial, state="running", report=report))
-        if running.is_halted or self.trouble is not None:
-            return
         try:
+            self._observe(Event(trial=trial, state="running", report=report))
+            if running.is_halted or self.trouble is not None:
+                return
             if self._conductor.report(trial, report):
                 # A rule's decision is no failure; where a limit was reached, the study as a whole says so.
                 self._halt(running, "finished")
@@ -145,12 +146,12 @@ class Floor:
             error=last.error if how == "failed" else "",
             node_lost=last.node_lost,
         )
-        if self.trouble is None:
-            try:
+        try:
+            if self.trouble is None:
                 self._conductor.ended(trial, ending)
-            except Exception as error:
-                self._fail(error)
-        self._observe(Event(trial=trial, state=how, error=ending.error))
+            self._observe(Event(trial=trial, state=how, error=ending.error))
+        except Exception as error:
+            self._fail(error)
 
     def clear(self) -> None:
         """Whatever still runs does so no longer."""

@@ -109,7 +109,7 @@ def race_of(arm: Outcome, baseline: Outcome, *, target: float, mode: Mode) -> Ra
     worst = max if mode == "min" else min
     quality = worst(target, arm.series[-1][1], baseline.series[-1][1])
     ours, theirs = (crossing(one.series, quality, mode=mode) for one in (arm, baseline))
-    if ours is None or theirs is None or ours[0] <= 0.0 or theirs[0] <= 0.0:
+    if ours is None or theirs is None or min(ours[0], theirs[0]) < 1.0:  # not one image was needed
         return None
     our_seconds = seconds_at(arm.seconds, ours[0])
     their_seconds = seconds_at(baseline.seconds, theirs[0])
