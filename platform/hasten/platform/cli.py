@@ -73,11 +73,12 @@ def check(
 
     loaded = checking.load(file, config.parse_overrides(set or []))
     show = console(json)
-    found = (
-        checking.check_run(loaded, show)
-        if isinstance(loaded, RunSpec)
-        else checking.check_study(loaded, show, probe=probe)
-    )
+    if isinstance(loaded, RunSpec):
+        if probe:
+            raise ConfigError("--probe", "is for studies", "`hasten train` shows an estimate as it runs.")
+        found = checking.check_run(loaded, show)
+    else:
+        found = checking.check_study(loaded, show, probe=probe)
     if plot is not None:
         found["plot"] = checking.plot(loaded, plot, show)
     finish(found, json)

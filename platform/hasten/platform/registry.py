@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,14 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from hasten.platform.identity import FINGERPRINT
 from hasten.trainers.errors import Fault
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+RUN_URI: Final = "hasten.run_uri"
+"""The tag of a registered version that leads to its run."""
+_OF_A_RUN: Final = re.compile(r"/runs/[^/]+-([0-9a-f]{12})(?:/|$)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,14 +91,62 @@ class Registry:
             client.set_registered_model_alias(self.model, CHAMPION, version.number)
 
     def _client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return _client(self.uri)
 
-    @contextmanager
-    def _speaking(self) -> Iterator[None]:
-        try:
-            yield
-        except MlflowException as error:
-            raise Fault(self.uri, f"the model registry failed: {str(error).splitlines()[0][:200]}") from error
+    def _speaking(self) -> AbstractContextManager[None]:
+        return _speaking(self.uri)
+
+
+def registered_fingerprints(uri: str) -> frozenset[str]:
+    """The fingerprints of the runs that versions of any model at a server were made from.
+
+    By a version's tag with its run's address, else by the MLflow run that it names.
+
+    Raises:
+        Fault: the server failed.
+    """
+    with _speaking(uri):
+        client = _client(uri)
+        return frozenset(
+            fingerprint for found in _all_versions(client) if (fingerprint := _fingerprint(client, found))
+        )
+
+
+def _all_versions(client: MlflowClient) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_model_versions(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _fingerprint(client: MlflowClient, found: Any) -> str | None:
+    """Of the run that a version was made from; None where it is not known to be one of ours."""
+    if address := _OF_A_RUN.search(found.tags.get(RUN_URI, "")):
+        return address[1]
+    if not found.run_id:
+        return None
+    try:
+        tags: Mapping[str, str] = client.get_run(found.run_id).data.tags
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    return tags.get(FINGERPRINT)
+
+
+def _client(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def _speaking(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        raise Fault(uri, f"the model registry failed: {str(error).splitlines()[0][:200]}") from error
 
 
 def _version(found: Any) -> Version:

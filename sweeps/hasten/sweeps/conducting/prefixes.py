@@ -92,12 +92,17 @@ class Prefixes:
     def __init__(self, *, least: float = 0.05) -> None:
         self._least = least
         self._roots: dict[str, _Node] = {}
+        self._runs: set[str] = set()
 
     def add(self, trial: Trial) -> Donor | None:
         """Find a trial's donor among those before it. Members of a population take no part."""
         spec = trial.spec
         if spec.start is not None or trial.until is not None:
             return None
+        run = spec.fingerprint("")
+        if run in self._runs:
+            return None  # an earlier trial is that run
+        self._runs.add(run)
         new = _Node(trial.name, spec)
         node = self._roots.setdefault(_the_rest(spec), new)
         if node is new:
@@ -105,8 +110,6 @@ class Prefixes:
         grid, at = _Grid.of(spec), 0
         last = grid.batches - 1  # is left to every trial to compute: so it has an end of its own
         while True:
-            if spec.fingerprint("") == node.spec.fingerprint(""):
-                return None  # it is that run
             at = _parting(spec, node.spec, at, last)
             if at == last:
                 break
