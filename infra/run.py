@@ -99,12 +99,14 @@ def test(arguments: list[str]) -> int:
     fast = "--fast" in arguments
     rest = [argument for argument in arguments if argument != "--fast"]
     marks = ["-m", "not stack and not slow"] if fast else []
+    # Two processes, file by file, each with servers of its own; one where somebody chose what to run.
+    spread = [] if rest else ["-n", "2", "--dist", "loadfile"]
     checks = [
         [BIN / "ruff", "format", "--check", "--quiet"],
         [BIN / "ruff", "check", "--quiet"],
         [BIN / "lint-imports", "--verbose"] if "-v" in rest else [BIN / "lint-imports"],
         [BIN / "mypy"],
-        [BIN / "python", "-m", "pytest", "-q", *marks, *rest],
+        [BIN / "python", "-m", "pytest", "-q", *spread, *marks, *rest],
     ]
     for check in checks:
         code = subprocess.run(check, cwd=ROOT).returncode

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from ray.util.state import list_actors, list_placement_groups
 from rich.console import Console
 
-from hasten.platform import studies
+from hasten.platform import cluster, studies
+from hasten.platform.services import Services
 from hasten.platform.stack import processes, state
 from hasten.platform.studies import Study
 from hasten.sweeps.plan import Plan
@@ -108,11 +109,15 @@ def at_work(home: Path) -> list[psutil.Process]:
     return [process for process in processes.members(home, "ray") if _title(process).startswith(_TRIALS)]
 
 
-def left_running(home: Path, *, patience: float = 20.0) -> list[str]:
+def left_running(home: Path, services: Services, *, patience: float = 20.0) -> list[str]:
     """Processes, actors and placement groups of trials that are still there after so many seconds."""
     deadline = time.monotonic() + patience
-    while (left := _running(home)) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    cluster.attach(services)
+    try:
+        while (left := _running(home)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+    finally:
+        cluster.detach()
     return left
 
 

@@ -215,14 +215,15 @@ def undisturbed(job: Job, folder: Path) -> RunResult:
 
 def busy() -> list[str]:
     """Actors that are alive and placement groups that are held, Ray's own left out."""
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
     actors = [
         f"{actor.class_name} {actor.pid}"
-        for actor in list_actors(filters=[("state", "!=", "DEAD")])
+        for actor in list_actors(address, filters=[("state", "!=", "DEAD")])
         if actor.class_name not in RAYS_OWN
     ]
     groups = [
         f"placement group {group.placement_group_id}"
-        for group in list_placement_groups()
+        for group in list_placement_groups(address)
         if group.state != "REMOVED"
     ]
     return actors + groups
@@ -357,7 +358,7 @@ def test_a_killed_trial_of_several_workers_goes_on(assign: Any, run: Any, tmp_pa
     killed: list[str] = []
 
     def observe(event: Event) -> None:
-        if event.report is None or event.report.evaluated:
+        if event.report is None:
             return
         for title, images in (("ResourceTrainable", IMAGES // 4), ("RayTrainWorker", IMAGES // 2)):
             if event.report.images >= images and title not in killed:
