@@ -104,9 +104,9 @@ def differences(calm: Remains, disturbed: Remains) -> list[str]:
     return sorted(found)
 
 
-def at_work(home: Path) -> list[psutil.Process]:
+def of_trials(home: Path) -> list[psutil.Process]:
     """The processes of this home's Ray in which trials live."""
-    return [process for process in processes.members(home, "ray") if _title(process).startswith(_TRIALS)]
+    return [process for process in processes.members(home, "ray") if title(process).startswith(_TRIALS)]
 
 
 def left_running(home: Path, services: Services, *, patience: float = 20.0) -> list[str]:
@@ -126,7 +126,7 @@ def _running(home: Path) -> list[str]:
     actors = list_actors(address=address, filters=[("state", "!=", "DEAD")])
     groups = list_placement_groups(address=address, filters=[("state", "!=", "REMOVED")])
     return [
-        *(f"process {process.pid} {_title(process)}" for process in at_work(home)),
+        *(f"process {process.pid} {title(process)}" for process in of_trials(home)),
         *(f"actor {actor.class_name}" for actor in actors if actor.class_name not in _RAYS_OWN),
         *(f"placement group {group.placement_group_id}" for group in groups),
     ]
@@ -143,7 +143,9 @@ def _tracked(
     faults = [f"MLflow: {run.info.run_name} is RUNNING" for run in found if run.info.status == "RUNNING"]
     children = [run for run in found if run.data.tags.get("kind") == "trial"]
     count = Counter(run.data.tags["hasten.trial"] for run in children)
-    faults += [f"MLflow: {count[trial]} runs of {trial}" for trial in records.keys() | count if count[trial] != 1]
+    faults += [
+        f"MLflow: {count[trial]} runs of {trial}" for trial in records.keys() | count if count[trial] != 1
+    ]
     faults += [f"MLflow: {len(found) - len(children)} parents"] * (len(found) != len(children) + 1)
     runs: dict[str, Any] = {}
     for run in children:
@@ -190,7 +192,7 @@ def _timeless(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if not key.startswith(_CLOCKS)}
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -254,10 +254,11 @@ def test_resuming_from_an_earlier_checkpoint_leaves_neither_gap_nor_duplicate(tr
     assert len(images(client, second.run_id)) == 1
 
 
-def test_a_create_whose_answer_is_lost_makes_no_second_run(server, client, tmp_path, study):
+@pytest.mark.parametrize("how", [{}, {"required": False, "fresh": True}], ids=["looked for", "fresh"])
+def test_a_create_whose_answer_is_lost_makes_no_second_run(how, server, client, tmp_path, study):
     with lossy_proxy(server.port, lose="/mlflow/runs/create") as port:
         tracking = Tracking(f"http://127.0.0.1:{port}", tmp_path / "spool")
-        tracker = tracking.open(trial_of(study, "a"))
+        tracker = tracking.open(trial_of(study, "a"), **how)
         tracker.metrics({"train/loss": 1.0}, step=0)
         tracker.close("finished")
     runs = client.search_runs([client.get_experiment_by_name(study).experiment_id])

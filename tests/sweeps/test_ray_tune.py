@@ -48,6 +48,7 @@ TINY = {
     "eval.samples": {"at": [1.0], "images": 64, "steps": 4},
     "eval.grid": {"every": 1.0, "images": 4, "steps": 4},
 }
+CONDUCTS = ("TrialActor", "ResourceTrainable")  # what Ray calls a trial's process, idle and at work
 RAYS_OWN = ("_StatsActor", "_AutoscalingCoordinatorActor")
 
 
@@ -229,10 +230,10 @@ def busy() -> list[str]:
     return actors + groups
 
 
-def processes_of(title: str) -> Sequence[psutil.Process]:
-    """The processes of this stack with a word in their title."""
+def processes_of(*titles: str) -> Sequence[psutil.Process]:
+    """The processes of this stack with one of these words in their title."""
     members = processes.members(Path(os.environ["HASTEN_HOME"]))
-    return [process for process in members if title in " ".join(process.cmdline())]
+    return [each for each in members if any(title in " ".join(each.cmdline()) for title in titles)]
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
@@ -244,8 +245,12 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> None:
 
 def assert_tidy() -> None:
     """All that was taken is given back, within seconds."""
-    wait_until(lambda: not busy(), seconds=15)
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 15
+    while left := busy():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+    cpus = ray.cluster_resources()["CPU"]
+    wait_until(lambda: ray.available_resources().get("CPU") == cpus, seconds=15)
 
 
 def test_processes_are_reused(assign: Any, run: Any, tmp_path: Path) -> None:
@@ -360,14 +365,14 @@ def test_a_killed_trial_of_several_workers_goes_on(assign: Any, run: Any, tmp_pa
     def observe(event: Event) -> None:
         if event.report is None:
             return
-        for title, images in (("ResourceTrainable", IMAGES // 4), ("RayTrainWorker", IMAGES // 2)):
-            if event.report.images >= images and title not in killed:
-                killed.append(title)
-                processes_of(title)[0].kill()
+        for titles, images in ((CONDUCTS, IMAGES // 4), (("RayTrainWorker",), IMAGES // 2)):
+            if event.report.images >= images and titles[0] not in killed:
+                killed.append(titles[0])
+                processes_of(*titles)[0].kill()
                 return
 
     run(conductor, execution={"workers": 2}, observe=observe)
-    assert killed == ["ResourceTrainable", "RayTrainWorker"]
+    assert killed == ["TrialActor", "RayTrainWorker"]
     assert conductor.hows() == {"victim": ["failed", "failed", "finished"]}
     assert [ending.failure for ending in conductor.endings["victim"]] == ["lost", "lost", None]
     assert plain(result_of(victim.job)) == plain(undisturbed(victim.job, tmp_path / "calm"))
@@ -509,4 +514,4 @@ def test_an_interrupted_command_leaves_nothing(stack: Services, tmp_path: Path) 
     )
     assert done.stdout.split("\n")[:2] == ["t stopped", "interrupted"], done.stderr
     assert_tidy()
-    wait_until(lambda: not processes_of("ResourceTrainable"))
+    wait_until(lambda: not processes_of(*CONDUCTS))

@@ -148,6 +148,9 @@ def test_it_goes_on_as_if_nothing_had_happened(
     result = RunStore(job.uri).result()
     assert result is not None
     assert result.resumed_from == heard[-1].images
+    assert [each.images for each in again if not each.again] == [
+        each.images for each in expected if each.images > heard[-1].images
+    ]
     assert plain(result) == plain(finished(calm))
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
@@ -36,6 +36,8 @@ app.command(rich_help_panel="Keep models fresh")(store_cli.clean)
 _UsageError: type[Any] = typer.BadParameter.__bases__[
     0
 ]  # Typer does not export the class of all wrong command lines
+
+_INTERRUPTED: Final = 130  # what Typer makes of a KeyboardInterrupt
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change a dotted key.")
@@ -320,7 +322,10 @@ def main() -> None:
     """Run a command; its failures speak to the user and set the exit code."""
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except HastenError as error:
         Console(stderr=True, highlight=False).print(
             Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True

@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -28,6 +29,9 @@ _ADDRESSES: Final = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "ML
 # Attempts to reach a cluster that listens but does not let us in; by itself Ray makes 20, of 40 s each.
 _ATTEMPTS: Final = 3
 _REFUSALS: Final = ("InvalidAuthToken", "Unauthenticated", "authentication")
+
+SECONDS_OF_SILENCE: Final = 20.0
+_SECONDS_BETWEEN_KNOCKS: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +66,32 @@ def attach(services: Services) -> None:
     # Ray has put its own handler there, which exits without letting a command end its runs.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)
+
+
+@contextlib.contextmanager
+def watched(services: Services) -> Iterator[threading.Event]:
+    """An event that is set once nobody has answered at the cluster's address for ``SECONDS_OF_SILENCE``.
+
+    Ray itself waits for a minute, as a head that keeps its books elsewhere may come back, and then ends this
+    process without a word to anybody.
+    """
+    lost, over = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not over.wait(_SECONDS_BETWEEN_KNOCKS):
+            with contextlib.suppress(Fault):
+                _knock(services.ray_address, "Ray")
+                heard = time.monotonic()
+            if time.monotonic() - heard > SECONDS_OF_SILENCE:
+                lost.set()
+                return
+
+    threading.Thread(target=watch, name="ray-watch", daemon=True).start()
+    try:
+        yield lost
+    finally:
+        over.set()
 
 
 def detach() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -21,24 +22,14 @@ RECONSTRUCTION = "CLTS and MDLRC are reconstructions of arXiv 2404.07946 from th
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """Opens the tracker of one run, in whichever process trains it."""
+    """Opens the tracker of one run, in whichever process trains it; ``fresh`` as for ``Tracking.open``."""
 
     tracking: Tracking
     identity: RunIdentity
+    fresh: bool = False
 
     def __call__(self) -> Tracker:
-        return self.tracking.open(self.identity, required=False)
-
-
-@dataclass(frozen=True, slots=True)
-class OpenTrial:
-    """Opens the tracker of a trial by its name, in whichever process trains it."""
-
-    tracking: Tracking
-    identities: Mapping[str, RunIdentity]
-
-    def __call__(self, trial: str) -> Tracker:
-        return self.tracking.open(self.identities[trial], required=False)
+        return self.tracking.open(self.identity, required=False, fresh=self.fresh)
 
 
 def run(job: Job, *, experiment: str | None = None, tags: Mapping[str, str] | None = None) -> RunIdentity:
@@ -97,6 +88,7 @@ def _tags(job: Job) -> dict[str, str]:
     return {FINGERPRINT: job.fingerprint, **_code()}
 
 
+@functools.cache
 def _code() -> dict[str, str]:
     """The version of hasten, and the commit where it runs from a checkout."""
     tags = {"hasten.version": metadata.version("hasten")}

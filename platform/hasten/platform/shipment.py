@@ -26,8 +26,11 @@ class Door(Protocol):
     def address(self) -> str:
         """Where the server is, for messages."""
 
-    def attempt(self, identity: RunIdentity) -> tuple[str, int]:
-        """The run of this identity, made where there is none, RUNNING as one more attempt: id and attempt."""
+    def attempt(self, identity: RunIdentity, *, fresh: bool = False) -> tuple[str, int]:
+        """The run of this identity, made where there is none, RUNNING as one more attempt: id and attempt.
+
+        A ``fresh`` one is made without a look for it: no such run is there, and nobody else makes it.
+        """
 
     def find(self, identity: RunIdentity) -> tuple[str, int]:
         """The run of this identity, made where there is none, otherwise left as it is: id and attempt."""

@@ -145,8 +145,11 @@ def standing(study: Study) -> Standing:
     return Standing(trials=tuple(known.values()), records=counted, planned=plan.total)
 
 
-def results(study: Study, now: Standing) -> list[TrialResult]:
-    """The results of all trials that are over, in order; of those that left none, what their record knows."""
+def results(study: Study, now: Standing, *, most: int | None = None) -> list[TrialResult]:
+    """The results of trials that are over, in order: all, or the first ``most``.
+
+    Of those that left none it is what their record knows.
+    """
 
     def read(trial: Trial) -> TrialResult:
         record = now.records[trial.name]
@@ -159,7 +162,7 @@ def results(study: Study, now: Standing) -> list[TrialResult]:
 
     over = [trial for trial in now.trials if trial.name in now.records]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, over))
+        return list(pool.map(read, over[:most]))
 
 
 def report_folder(study: str) -> Path:

@@ -18,7 +18,7 @@ from hasten.sweeps import plan as plans
 from hasten.sweeps import study as study_files
 from hasten.sweeps.conducting import stopping, stopping_check
 from hasten.sweeps.plan import Plan
-from hasten.sweeps.records import TrialRecord
+from hasten.sweeps.records import TrialRecord, TrialResult
 from hasten.sweeps.reports import build, points, table
 from hasten.sweeps.reports.build import StudyReport
 from hasten.sweeps.statistics import rungs
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from hasten.sweeps.searching.importance import Importances, Interaction
 
 _PICTURES: Final = ("learning", "differences", "speed", "history", "parallel")
+_TELLING: Final = 50  # trials that are asked what they ran on
 _INTERACTING: Final = 3  # keys whose pairs are looked at
 
 
-def comparison(study: Study, now: Standing) -> Comparison | None:
+def _comparison(study: Study, results: Sequence[TrialResult]) -> Comparison | None:
     """The comparison of a study's arms; None for a search, or before any trial is over."""
     spec = study.plan.study
-    if not spec.arms or not now.records:
+    if not spec.arms or not results:
         return None
-    results = studies.results(study, now)
     shared: dict[str, Any] = {
         "study": spec.name,
         "baseline": spec.baseline,
@@ -65,7 +65,9 @@ def comparison(study: Study, now: Standing) -> Comparison | None:
 def report(study: Study, now: Standing) -> StudyReport:
     """All that the study's page shows."""
     spec, records = study.plan.study, now.in_order()
-    compared = comparison(study, now)
+    # A search is judged by its records; what its trials ran on, some of them tell.
+    results = studies.results(study, now, most=None if spec.arms else _TELLING)
+    compared = _comparison(study, results)
     told = StudyReport(
         title=study.name,
         question=spec.question,
@@ -76,7 +78,7 @@ def report(study: Study, now: Standing) -> StudyReport:
         specs=studies.specs_of(now),
         notes=() if compared else plans.missing_controls(study.plan),
         links={"MLflow": study.tracking.link(study.name), "Repeat": f"hasten sweep {study.name}"},
-        provenance=build.provenance_of(studies.results(study, now)[:50]),
+        provenance=build.provenance_of(results[:_TELLING]),
     )
     trials = {trial.name: trial for trial in now.trials}
     sheets = {

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
 from hasten.platform import progress, settings, study_reports
 from hasten.platform.identities import OpenRun
+from hasten.platform.identity import TRIAL
 from hasten.platform.locks import only_one
+from hasten.platform.reconciliation import STATUS
 from hasten.platform.search_view import SearchView
 from hasten.platform.signals import stop_on_signal
 from hasten.platform.studies import Standing, Study, bind, outcome
 from hasten.platform.training import retell
 from hasten.sweeps.conducting.conductor import Conductor
-from hasten.sweeps.plan import Plan
+from hasten.sweeps.plan import Plan, Trial
 from hasten.sweeps.reports.build import StudyReport
+from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import Fault, Stopped
 from hasten.trainers.specs import flatten
 from hasten.trainers.tracker import EVAL_FRECHET, EVAL_LOSS, TRAIN_LOSS, EndStatus, Tracker
 
+if TYPE_CHECKING:
+    from hasten.sweeps.attempt import Task  # with torch
+    from hasten.sweeps.conducting.terms import Assignment
+
 _SECONDS_BETWEEN_LOOKS: Final = 0.2  # at a terminal's bars
+_TELLERS: Final = 8  # trials that the tracking server is told of at once
 
 log = logging.getLogger(__name__)
 
@@ -111,15 +121,7 @@ def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Consol
         return
     from hasten.platform import cluster
     from hasten.sweeps import ray_tune
-    from hasten.sweeps.attempt import Task
-    from hasten.sweeps.conducting.terms import Assignment
     from hasten.sweeps.floor import Event
-
-    def task(assignment: Assignment) -> Task:
-        identity = study.identity(assignment.trial, parent_run_id)
-        return Task(
-            trial=assignment.trial.name, job=assignment.job, open_tracker=OpenRun(study.tracking, identity)
-        )
 
     records = conductor.roster.records
     try:
@@ -127,6 +129,7 @@ def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Consol
             progress.board(console, study.name, conductor.planned) as board,
             SearchView(settings.load().database, study.plan.study, lambda: records().values()) as view,
             stop_on_signal() as stop,
+            cluster.watched(study.services) as lost,
         ):
             shown = 0.0
 
@@ -143,15 +146,36 @@ def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Consol
                 conductor,
                 name=study.name,
                 execution=study.plan.study.execution,
-                task=task,
+                task=_tasks(study, parent_run_id),
                 scratch=cluster.scratch(study.services),
                 observe=observe,
-                stop=stop.is_set,
+                stop=lambda: stop.is_set() or lost.is_set(),
             )
-            if stop.is_set():
+            if lost.is_set():
+                conductor.stop(f"Ray at {study.services.ray_address} does not answer any more")
+            elif stop.is_set():
                 conductor.stop("stopped by a signal")
     finally:
         cluster.detach()
+
+
+def _tasks(study: Study, parent_run_id: str) -> Callable[[Assignment], Task]:
+    """What to send along with an assignment: among it how to open its trial's tracker.
+
+    Runs that the tracking server does not have by now are made by this command alone, since nobody else may
+    conduct the study: their trials need not look for them.
+    """
+    from hasten.sweeps.attempt import Task
+
+    there = {run.tags.get(TRIAL) for run in study.tracking.seen(study.name)}
+
+    def task(assignment: Assignment) -> Task:
+        trial = assignment.trial
+        fresh = assignment.attempt == 1 and trial.name not in there
+        opened = OpenRun(study.tracking, study.identity(trial, parent_run_id), fresh=fresh)
+        return Task(trial=trial.name, job=assignment.job, open_tracker=opened)
+
+    return task
 
 
 def share_view(study: Study, *, image_step: int) -> None:
@@ -192,14 +216,34 @@ def settle(study: Study, now: Standing, parent_run_id: str) -> None:
             statuses[trial.name] = record.state
     try:
         study.tracking.replay()
-        seen = study.tracking.statuses(study.name)
-        for trial in now.trials:
-            record = now.records.get(trial.name)
-            if record is not None and record.state == "finished" and seen.get(trial.name) != "FINISHED":
-                retell(study.job(trial), study.tracking, study.identity(trial, parent_run_id))
-        study.tracking.reconcile(study.name, statuses, stopped_by=stopped_by)
+        seen = study.tracking.seen(study.name)
+        told = {run.tags.get(TRIAL): run.status for run in seen}
+        untold = [
+            trial
+            for trial in now.trials
+            if trial.name in now.records and told.get(trial.name) != STATUS[statuses[trial.name]]
+        ]
+        if untold:
+            with ThreadPoolExecutor(_TELLERS) as pool:
+                list(pool.map(lambda trial: _retell(study, trial, now, parent_run_id), untold))
+            seen = study.tracking.seen(study.name)
+        study.tracking.reconcile(study.name, statuses, stopped_by=stopped_by, seen=seen)
     except Fault as fault:
         log.warning("%s; the same command tells it what it missed", fault)
+
+
+def _retell(study: Study, trial: Trial, now: Standing, parent_run_id: str) -> None:
+    """Tell the tracking server of a trial that is over, and whose process did not come to say so itself."""
+    record, job = now.records[trial.name], study.job(trial)
+    identity = study.identity(trial, parent_run_id)
+    if record.state == "finished" and RunStore(job.uri).result() is not None:
+        retell(job, study.tracking, identity)
+        return
+    track = study.tracking.open(identity)
+    for metric, curve in record.curves.items():
+        for step, value in curve:
+            track.metrics({metric: value}, step=step)
+    track.close("failed" if record.state == "failed" else "finished")
 
 
 def _attach(told: StudyReport, track: Tracker) -> None:

@@ -28,7 +28,7 @@ from hasten.trainers.tracker import EndStatus
 
 THREAD_NAME: Final = "hasten-tracker"
 FLUSH_SECONDS: Final = 0.2  # what a kill -9 may cost
-SEND_SECONDS: Final = 1.0
+SEND_SECONDS: Final = (1.0, 5.0)  # between two looks: a young run is watched, and the server has others
 MAX_QUEUED: Final = 100_000
 MAX_QUEUED_BYTES: Final = 256 * 2**20
 _BACKOFF_SECONDS: Final = (0.5, 15.0)
@@ -54,9 +54,11 @@ class MlflowTracker:
         run_folder: Path,
         *,
         run: tuple[str, int],
+        fresh: bool,
         close_seconds: float,
     ) -> None:
         self.run_id, self._attempt = run
+        self._fresh = fresh
         self._door = door
         self._identity = identity
         self._run_folder = run_folder
@@ -160,7 +162,7 @@ class MlflowTracker:
 
     def _send(self) -> None:
         shipments: deque[Shipment] = deque()
-        delay = 0.0
+        delay, (pause, longest) = 0.0, SEND_SECONDS
         try:
             while True:
                 self._send_now.wait(delay)
@@ -173,7 +175,7 @@ class MlflowTracker:
                         shipments.popleft().segment.remove()
                     shipments[0].send()
                     self._say_up()
-                    delay = SEND_SECONDS
+                    delay, pause = pause, min(1.5 * pause, longest)
                 except Unreachable as trouble:
                     self._say_down(trouble)
                     low, high = _BACKOFF_SECONDS
@@ -199,7 +201,8 @@ class MlflowTracker:
     def _connect(self) -> deque[Shipment]:
         """Reach the run, learn what it has, and take over what its dead processes left."""
         if not self.run_id:
-            run_id, self._attempt = self._door.attempt(self._identity)
+            fresh, self._fresh = self._fresh, False  # it may be made although no answer comes
+            run_id, self._attempt = self._door.attempt(self._identity, fresh=fresh)
             self._segment.set_header({"identity": self._identity.document(), "attempt": self._attempt})
             self.run_id = run_id
         scores = Scores()

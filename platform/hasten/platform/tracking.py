@@ -31,7 +31,7 @@ from hasten.platform.identity import (
     quoted,
     text,
 )
-from hasten.platform.outage import Gone, Unreachable, check_uri, judged, reason, spoken
+from hasten.platform.outage import Gone, Refused, Unreachable, check_uri, judged, reason, spoken
 from hasten.platform.reconciliation import STATUS, Correction, Seen
 from hasten.platform.replay import visit
 from hasten.platform.scores import Sample
@@ -54,6 +54,7 @@ for _name, _value in {
 
 from mlflow import MlflowClient, entities  # noqa: E402  the settings above come first
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
@@ -95,38 +96,41 @@ def round_trip(uri: str) -> str:
     return f"MLflow at {uri} kept and gave back a metric and a file in {time.perf_counter() - started:.1f} s"
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the server wants a run's files, and when the run began, in milliseconds since 1970."""
+
+    artifacts: str
+    started: int
+
+
 class _Mlflow:
     """MLflow as a ``Server``."""
 
     def __init__(self, uri: str) -> None:
         self.address = uri
         self.client = MlflowClient(tracking_uri=uri)
-        self._started: dict[str, int] = {}
+        self._experiments: dict[str, str] = {}
+        self._places: dict[str, _Place] = {}
+        self._with_images: set[str] = set()
 
     def probe(self) -> None:
-        with judged():
-            response = http_request(
-                get_default_host_creds(self.address),
-                "/api/2.0/mlflow/experiments/search",
-                "GET",
-                params={"max_results": 1},
-                timeout=_PROBE_SECONDS,
-                max_retries=0,
-            )
-        status, words = response.status_code, response.text
-        if status != 200 or not words.lstrip().startswith("{"):
-            raise Unreachable(reason(words), status=status if status != 200 else 404)
+        self._once("experiments/search", "GET", params={"max_results": 1}, timeout=_PROBE_SECONDS)
 
-    def attempt(self, identity: RunIdentity) -> tuple[str, int]:
+    def attempt(self, identity: RunIdentity, *, fresh: bool = False) -> tuple[str, int]:
         with judged():
+            if fresh:
+                run_id = self._create(identity)
+                self._describe(run_id, identity, attempt=1)
+                return run_id, 1
             run = self._run(identity)
-            run_id: str = run.info.run_id
+            run_id = run.info.run_id
             number = int(run.data.tags.get(ATTEMPT, "0")) + 1
             if run.info.status != "RUNNING":
                 self.client.update_run(run_id, status="RUNNING")
             if STOPPED_BY in run.data.tags:
                 self.client.delete_tag(run_id, STOPPED_BY)
-            self._describe(run, identity, attempt=number)
+            self._describe(run_id, identity, attempt=number, known=run)
             return run_id, number
 
     def find(self, identity: RunIdentity) -> tuple[str, int]:
@@ -134,7 +138,7 @@ class _Mlflow:
             run = self._run(identity)
             number = int(run.data.tags.get(ATTEMPT, "0"))
             if number == 0:
-                self._describe(run, identity, attempt=(number := 1))
+                self._describe(run.info.run_id, identity, attempt=(number := 1), known=run)
             return run.info.run_id, number
 
     def history(self, run_id: str) -> list[Sample]:
@@ -158,17 +162,20 @@ class _Mlflow:
     def upload(self, run_id: str, entry: Entry, content: bytes) -> None:
         with judged():
             contents = {entry["artifact"]: content} if "artifact" in entry else {}
+            place = self._place(run_id)
             if "image" in entry:
-                if run_id not in self._started:
-                    self._started[run_id] = self.client.get_run(run_id).info.start_time
+                if run_id not in self._with_images:
                     self.client.set_tag(run_id, "mlflow.loggedImages", "True")
-                key, step, started = entry["image"], entry["step"], self._started[run_id]
+                    self._with_images.add(run_id)
+                key, step, started = entry["image"], entry["step"], place.started
                 contents = grids.files(content, run_id=run_id, key=key, step=step, time=started)
+            # The client's own method would ask the server for the run once more.
+            files = get_artifact_repository(place.artifacts, tracking_uri=self.address)
             with tempfile.TemporaryDirectory() as folder:
                 for path, data in contents.items():
                     parent, name = posixpath.split(path)
                     Path(folder, name).write_bytes(data)
-                    self.client.log_artifact(run_id, str(Path(folder, name)), parent or None)
+                    files.log_artifact(str(Path(folder, name)), parent or None)
 
     def download(self, run_id: str, path: str) -> bytes:
         with judged(), tempfile.TemporaryDirectory() as folder:
@@ -188,6 +195,11 @@ class _Mlflow:
                 self.client.set_terminated(run_id, "KILLED")
 
     def experiment_id(self, name: str) -> str:
+        if name not in self._experiments:
+            self._experiments[name] = self._find_experiment(name)
+        return self._experiments[name]
+
+    def _find_experiment(self, name: str) -> str:
         with judged():
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
@@ -214,14 +226,19 @@ class _Mlflow:
 
     def existing(self, identity: RunIdentity) -> Seen | None:
         with judged():
-            if self.client.get_experiment_by_name(identity.experiment) is None:
+            experiment = self.client.get_experiment_by_name(identity.experiment)
+            if experiment is None:
                 return None
-            runs = self._search(identity.experiment, identity.searched())
+            runs = self._search([experiment.experiment_id], identity.searched())
             return next((_seen(run) for run in runs if ATTEMPT in run.data.tags), None)
 
     def seen(self, experiment: str | None, tags: Mapping[str, str]) -> list[Seen]:
         with judged():
-            return [_seen(run) for run in self._search(experiment, tags)]
+            if experiment is None:
+                experiments = [found.experiment_id for found in self.client.search_experiments()]
+            else:
+                experiments = [self.experiment_id(experiment)]
+            return [_seen(run) for run in self._search(experiments, tags)]
 
     def correct(self, correction: Correction) -> None:
         with judged():
@@ -232,14 +249,10 @@ class _Mlflow:
             if correction.is_orphan:
                 self.client.delete_run(correction.run_id)
 
-    def _search(self, experiment: str | None, tags: Mapping[str, str]) -> list[Any]:
-        """The active runs with all of these tags, in one experiment or in all, oldest first."""
+    def _search(self, experiments: Sequence[str], tags: Mapping[str, str]) -> list[Any]:
+        """The active runs with all of these tags in these experiments, oldest first."""
         condition = " and ".join(f"tags.`{key}` = {quoted(value)}" for key, value in tags.items())
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        if experiment is None:
-            experiments = [found.experiment_id for found in self.client.search_experiments()]
-        else:
-            experiments = [self.experiment_id(experiment)]
         page = self.client.search_runs(experiments, condition, order_by=order)
         runs = list(page)
         while page.token:
@@ -264,34 +277,73 @@ class _Mlflow:
         return found
 
     def _found(self, identity: RunIdentity) -> Any | None:
-        runs = self._search(identity.experiment, identity.searched())
+        runs = self._search([self.experiment_id(identity.experiment)], identity.searched())
         runs.sort(key=lambda run: ATTEMPT not in run.data.tags)
         for orphan in runs[1:]:  # made by a request whose answer did not arrive, never used
             if ATTEMPT not in orphan.data.tags:
                 self.client.delete_run(orphan.info.run_id)
         return runs[0] if runs else None
 
-    def _create(self, identity: RunIdentity) -> None:
+    def _place(self, run_id: str) -> _Place:
+        if run_id not in self._places:
+            info = self.client.get_run(run_id).info
+            self._places[run_id] = _Place(info.artifact_uri, info.start_time)
+        return self._places[run_id]
+
+    def _create(self, identity: RunIdentity) -> str:
+        """The id of a new run, asked for once: one whose answer was lost is made all the same."""
         tags = identity.searched() | {"mlflow.source.name": "hasten", "mlflow.user": _user()}
         if identity.parent_run_id:
             tags["mlflow.parentRunId"] = identity.parent_run_id
-        with judged():
-            self.client.create_run(self.experiment_id(identity.experiment), tags=tags, run_name=identity.name)
+        wanted = {
+            "experiment_id": self.experiment_id(identity.experiment),
+            "run_name": identity.name,
+            "start_time": time.time_ns() // 1_000_000,
+            "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        }
+        info = self._once("runs/create", "POST", json=wanted)["run"]["info"]
+        run_id = str(info["run_id"])
+        self._places[run_id] = _Place(info["artifact_uri"], int(info["start_time"]))
+        return run_id
 
-    def _describe(self, run: Any, identity: RunIdentity, *, attempt: int) -> None:
-        """Parameters, which never change, once; tags anew, since a commit or a note may have changed."""
-        run_id, known = run.info.run_id, run.data.params
+    def _once(self, what: str, method: str, **request: Any) -> Any:
+        """The server's answer to a request that MLflow's client would repeat where none comes."""
+        with judged():
+            response = http_request(
+                get_default_host_creds(self.address),
+                f"/api/2.0/mlflow/{what}",
+                method,
+                max_retries=0,
+                **request,
+            )
+        status, words = response.status_code, response.text
+        if status == 400:
+            raise Refused(reason(words))
+        if status != 200 or not words.lstrip().startswith("{"):
+            raise Unreachable(reason(words), status=status if status != 200 else 404)
+        return json.loads(words)
+
+    def _describe(
+        self, run_id: str, identity: RunIdentity, *, attempt: int, known: Any | None = None
+    ) -> None:
+        """Parameters, which never change, once; tags anew, since a commit or a note may have changed.
+
+        ``known`` is the run as the server has it, where it is not a new one.
+        """
+        there = known.data.params if known else {}
         params = [
-            entities.Param(key, text(value)) for key, value in identity.params.items() if key not in known
+            entities.Param(key, text(value)) for key, value in identity.params.items() if key not in there
         ]
         tags = {KIND: identity.kind, NAME: identity.name, **identity.tags, ATTEMPT: str(attempt)}
         if identity.note:
             tags[NOTE] = identity.note
-        for start in range(0, len(params), _MAX_PER_BATCH):
-            self.client.log_batch(run_id, params=params[start : start + _MAX_PER_BATCH])
-        if identity.dataset and not run.inputs.dataset_inputs:
+        if identity.dataset and not (known and known.inputs.dataset_inputs):
             self.client.log_inputs(run_id, [_dataset_input(identity.dataset)])
-        self.client.log_batch(run_id, tags=_tags(tags))  # last: the attempt counts once all of it is there
+        while len(params) > _MAX_PER_BATCH:
+            self.client.log_batch(run_id, params=params[:_MAX_PER_BATCH])
+            params = params[_MAX_PER_BATCH:]
+        # Last, and tags come last in it: the attempt counts once all of it is there.
+        self.client.log_batch(run_id, params=params, tags=_tags(tags))
 
     def _check_alive(self, run_id: str) -> None:
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hasten.platform import shared_view
-from hasten.platform.identity import FINGERPRINT, KIND, NOTE, STUDY, TRIAL, RunIdentity
+from hasten.platform.identity import FINGERPRINT, NOTE, STUDY, RunIdentity
 from hasten.platform.outage import check_uri, spoken
 from hasten.platform.reconciliation import Correction, Seen, corrections
 from hasten.platform.replay import TrialDoor, replay
@@ -66,11 +66,12 @@ class Tracks(ABC):
     def __post_init__(self) -> None:
         check_uri(self.uri)
 
-    def open(self, identity: RunIdentity, *, required: bool = True) -> MlflowTracker:
+    def open(self, identity: RunIdentity, *, required: bool = True, fresh: bool = False) -> MlflowTracker:
         """The tracker of a run, which is made, or found again and continued as one more attempt.
 
         With ``required=False`` a server that does not answer is no obstacle: the spool keeps everything
-        and the run is looked up when the server is back. Once a study runs, its trials ask for that.
+        and the run is looked up when the server is back. Once a study runs, its trials ask for that. A
+        ``fresh`` run is not looked for: the caller knows that there is none, and that nobody else makes it.
 
         Raises:
             Fault: the server does not answer or refuses us, or the spool cannot be written.
@@ -80,10 +81,12 @@ class Tracks(ABC):
         if required:
             with spoken(self.uri):
                 server.probe()
-                run = server.attempt(identity)
+                run = server.attempt(identity, fresh=fresh)
         try:
             folder = self.spool / identity.slug()
-            return MlflowTracker(server, identity, folder, run=run, close_seconds=self.close_seconds)
+            return MlflowTracker(
+                server, identity, folder, run=run, fresh=fresh, close_seconds=self.close_seconds
+            )
         except OSError as error:
             raise Fault(
                 str(self.spool), f"cannot be written: {error.strerror}", "It holds the spool."
@@ -152,20 +155,23 @@ class Tracks(ABC):
         stopped_by: Mapping[str, str] | None = None,
         alive: Collection[str] = (),
         experiment: str = "",
+        seen: Sequence[Seen] | None = None,
     ) -> list[str]:
         """Make the statuses of a study's runs true; the names of the runs that were not.
 
         ``statuses`` and ``stopped_by`` go by trial. A run that is RUNNING and not listed is KILLED, unless
         its trial is in ``alive`` or a living process of this machine tracks it. ``experiment`` is the
-        study's name when empty.
+        study's name when empty; ``seen`` are its runs, where they are known already.
 
         Raises:
             Fault: the server does not answer or refuses us.
         """
+        if seen is None:
+            seen = self.seen(study, experiment=experiment)
         with spoken(self.uri):
             server = self._server()
             plan = corrections(
-                server.seen(experiment or study, {STUDY: study}),
+                seen,
                 statuses,
                 stopped_by=stopped_by or {},
                 alive=alive,
@@ -176,15 +182,14 @@ class Tracks(ABC):
                 server.correct(correction)
         return [correction.name for correction in plan if correction.status]
 
-    def statuses(self, study: str) -> dict[str, str]:
-        """The status of each trial of a study as MLflow says it, in one question.
+    def seen(self, study: str, *, experiment: str = "") -> list[Seen]:
+        """The runs of a study as the server has them; ``experiment`` is the study's name when empty.
 
         Raises:
             Fault: the server does not answer or refuses us.
         """
         with spoken(self.uri):
-            found = self._server().seen(study, {STUDY: study, KIND: "trial"})
-        return {run.tags[TRIAL]: run.status for run in found if TRIAL in run.tags}
+            return self._server().seen(experiment or study, {STUDY: study})
 
     def log_final(self, run_id: str, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Record ``final/`` copies of metrics from outside, as for a trial that was ended by the scheduler.

@@ -103,6 +103,10 @@ class Floor:
         self._running[place] = _Running(task=task)
         return task
 
+    def run(self, place: str) -> str:
+        """The run of the trial at ``place``."""
+        return self._running[place].task.job.run
+
     def started(self, place: str, actor: Any) -> None:
         """A process is there for the trial that was handed out for ``place``."""
         running = self._running[place]

@@ -115,7 +115,7 @@ def concurrency(execution: StudyExecution) -> int:
     Raises:
         ConfigError: the cluster cannot hold that many, or not even one.
     """
-    needs, nodes = {"CPU": execution.cpus, "GPU": execution.gpus}, ray_train.nodes()
+    needs, nodes = {"CPU": execution.cpus, "GPU": execution.gpus}, ray_train.nodes().values()
     capacity.require(execution.workers, nodes, needs)
     room = capacity.room(nodes, needs) // execution.workers
     if execution.concurrent == "auto":
@@ -278,8 +278,10 @@ class _Watcher(_Kept, tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
-        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        kept = trial.pickled_error_file
+        error = cloudpickle.loads(Path(kept).read_bytes()) if kept else RuntimeError("Ray Tune gave it up")
         if isinstance(error, ray.exceptions.RayActorError):
             nodes = [trial.last_result[_NODE]] if _NODE in trial.last_result else []
             error = ray_train.loss(trial.config["trial"], [error], nodes)
+        ray_train.free(self._floor.run(trial.trial_id))
         self._floor.ended(trial.trial_id, failed(error))

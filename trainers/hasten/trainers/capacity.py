@@ -5,16 +5,25 @@ Resources go by name (``CPU``, ``GPU``); a worker lies on one node.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.specs import Execution
 
 Resources = Mapping[str, float]
 
+_SECONDS_TO_ANSWER: Final = 2.0
 _SECONDS_TO_SETTLE: Final = 5.0  # until the cluster knows that a group's resources are free again
 _SECONDS_BETWEEN_QUESTIONS: Final = 0.5
+
+
+def needs(execution: Execution) -> Resources:
+    """What one worker of a run occupies."""
+    return {"CPU": execution.cpus} | ({"GPU": execution.gpus} if execution.gpus else {})
 
 
 def room(nodes: Iterable[Resources], needs: Resources) -> int:
@@ -42,6 +51,15 @@ def require(workers: int, nodes: Iterable[Resources], needs: Resources) -> None:
         each_needs = " and ".join(f"{each:g} {kind}s" for kind, each in needs.items() if each)
         problem = f"{workers} of {each_needs} each: the cluster's nodes have room for {room(known, needs)}"
         raise ConfigError("execution.workers", problem, "A worker lies on one node: ask for smaller ones.")
+
+
+def answers(node: Mapping[str, Any]) -> bool:
+    """Whether a node, as Ray lists it, is up: Ray takes up to half a minute to notice that it is not."""
+    address = node["NodeManagerAddress"], node["NodeManagerPort"]
+    with contextlib.suppress(OSError):
+        socket.create_connection(address, timeout=_SECONDS_TO_ANSWER).close()
+        return bool(node["Alive"])
+    return False
 
 
 def settled(free: Callable[[], int], least: int, most: int) -> int:

@@ -13,10 +13,10 @@ import contextlib
 import functools
 import logging
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Final
@@ -26,15 +26,18 @@ import ray.train.torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import worker_group
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 
 from hasten.trainers import capacity, session
+from hasten.trainers.capacity import Resources
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.desk import Desk, how_ended
 from hasten.trainers.errors import Exhausted, Fault, HastenError, Lost, NodeLost
@@ -49,7 +52,6 @@ Asked = Callable[[], EndStatus | None]
 
 _SECONDS_BETWEEN_REPORTS: Final = 1.0
 _SECONDS_BETWEEN_QUESTIONS: Final = 0.5  # whether to stop
-_SECONDS_TO_ANSWER: Final = 2.0
 _SECONDS_TO_END: Final = 30.0  # for a checkpoint, where nobody waits for more reports
 _RESTARTS: Final = 2  # in a row, without a new checkpoint
 # Failures that another attempt may be spared: lost processes, broken connections, a device's bad day. An
@@ -99,8 +101,8 @@ def reports(
     """Train ``job`` with ``execution.workers`` workers; what the first of them reports, as it goes.
 
     Where that is a range, the run takes what is free; when more becomes free, the workers write a checkpoint
-    and more of them go on. Closing the generator stops the workers at a checkpoint, too. When it has ended,
-    their resources are free again.
+    and more of them go on. Closing the generator stops them at a checkpoint, too. Their resources are free
+    again when it has ended.
 
     Args:
         job: what to train.
@@ -115,18 +117,22 @@ def reports(
         HastenError: whatever ended the training.
     """
     execution, store = job.spec.execution, RunStore(job.uri)
-    needs, failures = resources(job), 0
-    free = functools.partial(_free, needs)
-    capacity.require(execution.least, nodes(), needs)
+    needs, failures = capacity.needs(execution), 0
+    capacity.require(execution.least, nodes().values(), needs)
+    free(job.run)
+
+    def spare() -> int:
+        return capacity.room([ray.available_resources()], needs)
+
     while asked() is None:
-        workers = capacity.settled(free, execution.least, execution.most)
+        workers = capacity.settled(spare, execution.least, execution.most)
         log.info("%s: trains with %d workers", job.run, workers)
-        latest, ended, there = store.latest(), False, [node["NodeID"] for node in _nodes()]
+        latest, ended, there = store.latest(), False, nodes()
         name = f"{job.run}-{secrets.token_hex(4)}"  # Ray's own resumption is not used, ours is exact
         try:
             with _desk() as desk:
                 trainer = _trainer(job, name, workers, scratch, open_tracker=open_tracker, desk=desk)
-                growth = capacity.Growth(free, resize_seconds) if workers < execution.most else None
+                growth = capacity.Growth(spare, resize_seconds) if workers < execution.most else None
                 with contextlib.closing(_until_done(trainer, desk, asked, growth)) as told:
                     for report in told:
                         ended = report.stopped and report.images == job.until
@@ -139,6 +145,7 @@ def reports(
                 raise cause from error
             log.warning("%s: %s; its workers start again", job.run, cause.problem)
         finally:
+            free(job.run)
             forget(scratch, name)
         if ended or store.result() is not None:
             return
@@ -146,13 +153,13 @@ def reports(
 
 def _trainer(job: Job, name: str, workers: int, scratch: str, **config: Any) -> TorchTrainer:
     """A trainer for one attempt, which keeps Ray's books under ``name``."""
-    return TorchTrainer(
+    return _Trainer(
         _train_on_worker,
         train_loop_config={"job": job, **config},
         scaling_config=ScalingConfig(
             num_workers=workers,
             use_gpu=job.spec.execution.gpus > 0,
-            resources_per_worker=resources(job),
+            resources_per_worker=dict(capacity.needs(job.spec.execution)),
         ),
         run_config=RunConfig(
             name=name,
@@ -160,9 +167,20 @@ def _trainer(job: Job, name: str, workers: int, scratch: str, **config: Any) -> 
             failure_config=FailureConfig(
                 max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
-            callbacks=[_Introduction(config["desk"])],
+            callbacks=[_Introduction(config["desk"], name)],
         ),
     )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without the process that Ray starts to give back what a dead conductor's workers occupied.
+
+    It is blind to a group that was starting, and where another Ray runs on this machine it stays for ever.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        known = super()._create_default_callbacks()
+        return [each for each in known if not isinstance(each, PlacementGroupCleanerCallback)]
 
 
 def forget(scratch: str, name: str) -> None:
@@ -170,24 +188,17 @@ def forget(scratch: str, name: str) -> None:
     Folder(scratch.partition("?")[0]).delete_folder(name)
 
 
-def resources(job: Job) -> dict[str, float]:
-    """What one worker of the job occupies."""
-    execution = job.spec.execution
-    return {"CPU": execution.cpus} | ({"GPU": execution.gpus} if execution.gpus else {})
+def free(run: str) -> None:
+    """Give back what the workers of a run occupied that nobody conducts any more."""
+    for group in ray.util.placement_group_table().values():
+        if group["name"].startswith(f"{run}-") and group["state"] != "REMOVED":
+            with contextlib.suppress(ValueError):  # it has just gone
+                ray.util.remove_placement_group(ray.util.get_placement_group(group["name"]))
 
 
-def nodes() -> list[dict[str, float]]:
-    """What each node of the cluster has, busy or not."""
-    return [node["Resources"] for node in _nodes()]
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
-
-
-def _free(needs: capacity.Resources) -> int:
-    """How many workers there is room for now, all nodes taken together."""
-    return capacity.room([ray.available_resources()], needs)
+def nodes() -> dict[str, Resources]:
+    """What each node of the cluster has, busy or not, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def _until_done(
@@ -220,7 +231,7 @@ def _until_done(
         ended.result()
     except GeneratorExit:
         if ray.get(desk.ask.remote("stopped")):
-            _wait(ended)
+            futures.wait([ended], timeout=_SECONDS_TO_END)
         raise
     finally:
         if not ended.done():
@@ -228,12 +239,7 @@ def _until_done(
                 controller = controller or ray.get(desk.controller.remote())
             if controller is not None:
                 ray.kill(controller)  # workers and their resources go with it
-            _wait(ended)
-
-
-def _wait(ended: Future[None]) -> None:
-    with contextlib.suppress(TimeoutError):
-        ended.exception(timeout=_SECONDS_TO_END)
+            futures.wait([ended], timeout=_SECONDS_TO_END)
 
 
 def _train_on_worker(config: dict[str, Any]) -> None:
@@ -263,14 +269,17 @@ def _train_on_worker(config: dict[str, Any]) -> None:
 
 
 class _Introduction(ControllerCallback):  # type: ignore[misc]
-    """Tells the desk who conducts the workers, so that a group that nobody can speak to can be ended."""
+    """Tells the desk who conducts the workers, and names what they occupy: both can be ended from outside."""
 
-    def __init__(self, desk: Any) -> None:
+    def __init__(self, desk: Any, name: str) -> None:
         self._desk = desk
+        self._name = name
 
     def after_controller_start(self, train_run_context: Any) -> None:
         del train_run_context
         self._desk.meet.remote(ray.get_runtime_context().current_actor)
+        # There is no public way; this process conducts one group.
+        worker_group.placement_group = functools.partial(worker_group.placement_group, name=self._name)
 
 
 @contextmanager
@@ -312,7 +321,7 @@ def _costs_nothing(error: TrainingFailedError) -> bool:
     )
 
 
-def _cause(error: TrainingFailedError, job: Job, nodes: Iterable[str]) -> HastenError:
+def _cause(error: TrainingFailedError, job: Job, nodes: Collection[str]) -> HastenError:
     """The user's error at the bottom of Ray's, or Ray's own words about what happened."""
     failures = _failures(error)
     for failure in failures:
@@ -327,24 +336,13 @@ def _cause(error: TrainingFailedError, job: Job, nodes: Iterable[str]) -> Hasten
     return Fault(job.run, f"a worker failed ({summary})", "Run the same command again: it goes on.")
 
 
-def loss(subject: str, failures: Sequence[BaseException], nodes: Iterable[str]) -> Fault:
+def loss(subject: str, failures: Sequence[BaseException], nodes: Collection[str]) -> Fault:
     """What Ray says of processes that went away, in the user's words; they ran on ``nodes``, by id."""
     remedy = "Run the same command again: it goes on."
     if any("low on memory" in str(failure) for failure in failures):
         return Exhausted(subject, "Ray killed its process: the node ran low on memory", remedy)
     if any(isinstance(each, PreemptionError) or getattr(each, "preempted", False) for each in failures):
         return NodeLost(subject, "its node was taken away", remedy)
-    if not all(map(_is_up, nodes)):
+    if not all(map(capacity.answers, (node for node in ray.nodes() if node["NodeID"] in nodes))):
         return NodeLost(subject, "its node went down", remedy)
     return Lost(subject, "its process died", remedy)
-
-
-def _is_up(node: str) -> bool:
-    """Whether a node answers; Ray itself takes up to half a minute to notice that one went down."""
-    for known in _nodes():
-        if known["NodeID"] == node:
-            with contextlib.suppress(OSError):
-                address = known["NodeManagerAddress"], known["NodeManagerPort"]
-                socket.create_connection(address, timeout=_SECONDS_TO_ANSWER).close()
-                return True
-    return False

@@ -72,9 +72,10 @@ def run(job: Job, *, worker: Worker, track: Tracker, stop: Callable[[], bool] = 
         retell(job, track)
         return
     make_deterministic(job.spec.execution.threads)
-    track.artifact(tracker.RESOLVED_CONFIG, job.resolved().encode())
+    resolved = job.resolved()
+    track.artifact(tracker.RESOLVED_CONFIG, resolved.encode())
     if worker.is_first:
-        store.write_recipe(job.resolved())
+        store.write_recipe(resolved)
     if isinstance(job.spec.model, Simulated):
         forks = missing_forks(job, store, worker)
         yield from simulation.run(job, worker=worker, track=track, stop=stop, forks=forks)
@@ -147,6 +148,8 @@ def missing_forks(job: Job, store: RunStore, worker: Worker) -> frozenset[int]:
     wanted = {*job.forks}
     if job.until is not None and job.until < job.spec.budget.images:
         wanted.add(job.until)
+    if not wanted:
+        return frozenset()
     there = worker.agree(json.dumps(store.forks()) if worker.is_first else None)
     return frozenset(wanted.difference(json.loads(there or "[]")))
 

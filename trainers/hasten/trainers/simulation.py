@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hasten.trainers import learning_rate, momentum, resumption, timeline, tracker
@@ -55,7 +55,8 @@ def run(
             track.metrics(point.metrics, step=point.step)
     writer = StoreWriter(store)
     try:
-        yield from course.evaluations(job.spec.budget.images)
+        for report in course.evaluations(job.spec.budget.images):
+            yield replace(report, again=True)
         yield from _train(job, course, worker=worker, track=track, writer=writer, stop=stop, forks=forks)
         checkpoint = writer.wait()
     finally:

@@ -35,8 +35,7 @@ class States:
 
     def manifests(self) -> dict[str, Manifest]:
         """What the manifests of the complete states say, by name, oldest first."""
-        found = {name: self._manifest(name) for name in self._store.names(self.folder)}
-        return {name: manifest for name, manifest in found.items() if manifest is not None}
+        return self._manifests(self._store.names(self.folder))
 
     def latest(self, most: int | None = None) -> str | None:
         """The name of the complete state with the most images (up to ``most``); None without any."""
@@ -50,9 +49,7 @@ class States:
 
         None where no loss was known as yet.
         """
-        losses = {name: manifest.get(EVAL_LOSS) for name, manifest in self.manifests().items()}
-        known = {name: loss for name, loss in losses.items() if loss is not None}
-        return min(reversed(known), key=known.__getitem__, default=None)
+        return _best(self.manifests())
 
     def read(self, name: str) -> State:
         """A state, on the CPU.
@@ -96,11 +93,19 @@ class States:
 
     def prune(self, newest: int) -> None:
         """Drop all but the ``newest`` complete states and the best one."""
-        oldest, best = list(self.manifests())[-newest:][0], self.best()
+        names = self._store.names(self.folder)
+        if len(names) == 1:
+            return
+        manifests = self._manifests(names)
+        oldest, best = list(manifests)[-newest:][0], _best(manifests)
         # Only whole states count; halves that are older than those kept go with the rest.
-        for name in self._store.names(self.folder):
+        for name in names:
             if name < oldest and name != best:
                 self._store.delete_folder(f"{self.folder}/{name}")
+
+    def _manifests(self, names: list[str]) -> dict[str, Manifest]:
+        found = {name: self._manifest(name) for name in names}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def _manifest(self, name: str) -> Manifest | None:
         content = self._store.read(f"{self.folder}/{name}/{_MANIFEST}")
@@ -111,6 +116,12 @@ class States:
         except ValueError:
             return {}  # no checksum: whoever reads the state hears that it is damaged
         return manifest
+
+
+def _best(manifests: dict[str, Manifest]) -> str | None:
+    losses = {name: manifest.get(EVAL_LOSS) for name, manifest in manifests.items()}
+    known = {name: loss for name, loss in losses.items() if loss is not None}
+    return min(reversed(known), key=known.__getitem__, default=None)
 
 
 def images_of(name: str) -> int:

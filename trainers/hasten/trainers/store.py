@@ -7,6 +7,7 @@ opened, so that no address book and no secret travels with a job.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import secrets
 from collections.abc import Iterator
@@ -140,11 +141,23 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _s3() -> pafs.S3FileSystem:
-    endpoint = urlparse(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    """This process's client for where the environment leads, and with whose credentials.
+
+    Making one takes longer than reading a small file, and its connections stay open.
+    """
+    access = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return _client(os.getpid(), tuple(sorted(access.items())))
+
+
+@functools.lru_cache(maxsize=8)
+def _client(process: int, access: tuple[tuple[str, str], ...]) -> pafs.S3FileSystem:
+    del process  # a forked one must not use its parent's connections
+    known = dict(access)
+    endpoint = urlparse(known.get("AWS_ENDPOINT_URL_S3") or known.get("AWS_ENDPOINT_URL") or "")
     return pafs.S3FileSystem(
         endpoint_override=endpoint.netloc or None,
         scheme=endpoint.scheme or "https",
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        region=known.get("AWS_REGION") or known.get("AWS_DEFAULT_REGION") or "us-east-1",
         allow_delayed_open=True,  # otherwise every small file becomes a multipart upload
         connect_timeout=10,
         request_timeout=60,

@@ -118,7 +118,10 @@ class _Panels:
         return charts.specification(alt.LayerChart(layer=layers, width="container", height=300, title=title))
 
     def _layers(self, x: alt.X, y: alt.Y, *, since: float) -> list[alt.Chart]:
-        """Grey curves lowest, then bands, seeds, means, and what the pointer reads."""
+        """Grey curves lowest, then bands, seeds, means, and what the pointer reads.
+
+        Strokes are faint, not lines: a picture of hundreds of see-through lines takes ten seconds.
+        """
         layers = self._others(x, y, since=since)
         if not self.lines:
             return layers
@@ -134,9 +137,9 @@ class _Panels:
         band = means.transform_filter("isValid(datum.low)").mark_area().encode(x=x, color=colour)
         layers.append(band.encode(y=alt.Y("low:Q"), y2="high:Q", opacity=faded(0.16)))
         thin = _late("seeds", since).mark_line(strokeWidth=0.9)
-        layers.append(thin.encode(x=x, y=y, color=colour, detail="trial:N", opacity=faded(0.45)))
+        layers.append(thin.encode(x=x, y=y, color=colour, detail="trial:N", strokeOpacity=faded(0.45)))
         bold = means.mark_line(strokeWidth=2.6).encode(x=x, y=y, color=colour, strokeDash=dash)
-        layers.append(bold.encode(opacity=faded(1.0)).add_params(picked))
+        layers.append(bold.encode(strokeOpacity=faded(1.0)).add_params(picked))
         if self.data.get("target"):
             layers.append(charts.of("target").mark_rule(strokeDash=[4, 3], opacity=0.7).encode(y=y))
         return [*layers, self._reading(means, x, y, name=f"hover_{self.across}_{int(since)}")]
@@ -145,9 +148,9 @@ class _Panels:
         """The trials that have no colour, and crosses where they ended before their time."""
         if not self.data["others"]:
             return []
-        curves = _late("others", since).mark_line(strokeWidth=0.8, color=charts.GREY, opacity=0.35)
+        curves = _late("others", since).mark_line(strokeWidth=0.8, color=charts.GREY, strokeOpacity=0.35)
         ends = _late("ends", since).mark_point(
-            shape="cross", angle=45, size=26, color=charts.GREY, filled=True, opacity=0.8
+            shape="cross", angle=45, size=26, color=charts.GREY, filled=True, fillOpacity=0.8
         )
         return [curves.encode(x=x, y=y, detail="trial:N"), ends.encode(x=x, y=y, tooltip=_END)]
 

@@ -161,11 +161,11 @@ def _chart(count: int) -> Specification:
     shown = [alt.Tooltip("point:N"), alt.Tooltip("at:N"), alt.Tooltip("is:N"), alt.Tooltip("value:Q")]
     layers: list[alt.Chart] = [
         lines.transform_filter(f"!{whole}")
-        .mark_line(strokeWidth=0.8, color=charts.GREY, opacity=0.22)
+        .mark_line(strokeWidth=0.8, color=charts.GREY, strokeOpacity=0.22)
         .encode(x=x, y=y, detail="point:N"),
         posts.mark_rule(opacity=0.6).encode(x=x, y=y, y2="y2:Q"),
         lines.transform_filter(whole)
-        .mark_line(strokeWidth=1.4, opacity=0.6)
+        .mark_line(strokeWidth=1.4, strokeOpacity=0.6)
         .encode(x=x, y=y, detail="point:N", color=colour),
         lines.transform_filter(whole)
         .mark_circle(size=26, opacity=0.9)
