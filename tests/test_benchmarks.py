@@ -348,3 +348,9 @@ def test_a_machine_without_a_gpu_is_told_so() -> None:
     assert done.returncode == 2
     assert "GPU" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_packing(tmp_path: Path) -> None:
+    results = run("packing", "--network=tiny", "--trials=2", "--steps=1", "--pairs=2", out=tmp_path / "o")
+    assert results["threads over processes"]["wall"]["arms"].keys() == {"processes"}

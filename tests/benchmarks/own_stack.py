@@ -15,14 +15,14 @@ _SOMEBODY_ELSES = ("HASTEN_", "AWS_", "MLFLOW_", "RAY_")
 
 
 @contextmanager
-def started(home: Path, *, tracking: bool = False) -> Iterator[Services]:
-    """The embedded object store, and MLflow if asked for; libraries find them through the environment."""
+def started(home: Path, *, tracking: bool = False, ray: bool = False) -> Iterator[Services]:
+    """The embedded object store, and what else is asked for; libraries find them through the environment."""
     before = dict(os.environ)
     for name in [name for name in os.environ if name.startswith(_SOMEBODY_ELSES)]:
         del os.environ[name]
     os.environ["HASTEN_HOME"] = str(home)
     try:
-        yield services.connect(settings.load(), tracking=tracking)
+        yield services.connect(settings.load(), tracking=tracking, ray=ray)
     finally:
         os.environ["HASTEN_HOME"] = str(home)
         launcher.down()

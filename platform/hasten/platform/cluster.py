@@ -84,6 +84,12 @@ def watched(services: Services) -> Iterator[threading.Event]:
                 _knock(services.ray_address, "Ray")
                 heard = time.monotonic()
             if time.monotonic() - heard > SECONDS_OF_SILENCE:
+                # Said here: what waits for Ray may wait until Ray ends this process.
+                _log.warning(
+                    "Ray at %s does not answer any more; trials stop at a checkpoint, and this command ends. "
+                    "Have Ray run again; then the same command goes on.",
+                    services.ray_address,
+                )
                 lost.set()
                 return
 

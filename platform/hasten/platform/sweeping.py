@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,9 +12,9 @@ from rich.console import Console
 
 from hasten.platform import progress, settings, study_reports
 from hasten.platform.identities import OpenRun
-from hasten.platform.identity import TRIAL
+from hasten.platform.identity import FINGERPRINT, TRIAL
 from hasten.platform.locks import only_one
-from hasten.platform.reconciliation import STATUS
+from hasten.platform.reconciliation import STATUS, Seen
 from hasten.platform.search_view import SearchView
 from hasten.platform.signals import stop_on_signal
 from hasten.platform.studies import Standing, Study, bind, outcome
@@ -216,7 +216,7 @@ def settle(study: Study, now: Standing, parent_run_id: str) -> None:
             statuses[trial.name] = record.state
     try:
         study.tracking.replay()
-        seen = study.tracking.seen(study.name)
+        seen, earlier = _current(study, now, study.tracking.seen(study.name))
         told = {run.tags.get(TRIAL): run.status for run in seen}
         untold = [
             trial
@@ -226,10 +226,23 @@ def settle(study: Study, now: Standing, parent_run_id: str) -> None:
         if untold:
             with ThreadPoolExecutor(_TELLERS) as pool:
                 list(pool.map(lambda trial: _retell(study, trial, now, parent_run_id), untold))
-            seen = study.tracking.seen(study.name)
+            seen, earlier = _current(study, now, study.tracking.seen(study.name))
         study.tracking.reconcile(study.name, statuses, stopped_by=stopped_by, seen=seen)
+        study.tracking.reconcile(study.name, {}, seen=earlier)
     except Fault as fault:
         log.warning("%s; the same command tells it what it missed", fault)
+
+
+def _current(study: Study, now: Standing, seen: Sequence[Seen]) -> tuple[list[Seen], list[Seen]]:
+    """The runs of the study as it is, and those of trials that an edit has since made other runs."""
+    fingerprints = {trial.name: study.job(trial).fingerprint for trial in now.trials}
+    ours: list[Seen] = []
+    earlier: list[Seen] = []
+    for run in seen:
+        trial = run.tags.get(TRIAL)
+        is_ours = trial is None or run.tags.get(FINGERPRINT) == fingerprints.get(trial)
+        (ours if is_ours else earlier).append(run)
+    return ours, earlier
 
 
 def _retell(study: Study, trial: Trial, now: Standing, parent_run_id: str) -> None:

@@ -34,6 +34,8 @@ _SETTINGS: Final = {
     # Tune writes logs for its own viewers and snapshots that nobody reads.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
+    # It asks the head every ten seconds how large the cluster is, and waits for an answer for ever.
+    "TUNE_STATE_REFRESH_PERIOD": str(10**9),
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     # Signals are the caller's.

@@ -37,8 +37,8 @@ from hasten.trainers.weighting import Twin, Weighting
 
 Rows = NDArray[np.int64]
 
-_CHUNK: Final = 1024  # batches that are evaluated together
-_KEPT: Final = 2048  # chunks that are remembered, of 8 to 40 KiB
+_CHUNK: Final = 128  # batches that are evaluated together: most trials part at the first
+_KEPT: Final = 16_384  # chunks that are remembered, of 1 to 5 KiB
 _SCHEDULED: Final[Mapping[str, Any]] = {
     "name": True,
     "curriculum": True,
