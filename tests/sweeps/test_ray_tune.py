@@ -472,6 +472,7 @@ from hasten.sweeps.study import StudyExecution
 from hasten.trainers import session, specs
 from hasten.trainers.tracker import NullTracker
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 connected = services.connect(settings.load(), ray=True)
 cluster.attach(connected)
 spec = specs.load("simulated", {"model.seconds": 600.0, "model.reports": 6000})

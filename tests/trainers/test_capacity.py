@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,14 @@ def test_a_run_starts_with_what_is_free_but_with_no_fewer_than_it_needs(
     assert capacity.settled(lambda: 0, 2, 4) == 2
     assert capacity.settled(lambda: 9, 2, 4) == 4
     assert capacity.settled(lambda: 0, 2, 2) == 2, "nobody has to look"
+
+
+def test_a_node_is_up_while_it_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": server.getsockname()[1], "Alive": True}
+        assert capacity.answers(node)
+        assert not capacity.answers(node | {"Alive": False}), "Ray knows better"
+    assert not capacity.answers(node)
 
 
 def test_workers_grow_only_once_they_train_and_there_is_room() -> None:
