@@ -83,13 +83,8 @@ def machine_seconds() -> tuple[float, float]:
 
 def tree_seconds(others: Iterable[psutil.Process] = ()) -> float:
     """Processor seconds of this process, of ``others`` and of all their descendants, ended ones included."""
-    return seconds_of([psutil.Process(), *others])
-
-
-def seconds_of(roots: Iterable[psutil.Process]) -> float:
-    """Processor seconds of processes and of all their descendants, ended ones included."""
     seen: dict[int, float] = {}
-    for root in roots:
+    for root in [psutil.Process(), *others]:
         with contextlib.suppress(psutil.Error):
             for process in [root, *root.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):

@@ -44,7 +44,7 @@ def begin(tmp_path: Path, track: Closing) -> Iterator[Callable[..., tuple[Attemp
     """Begin an attempt at a simulated run."""
     begun: list[Attempt] = []
 
-    def start(until: int | None = None, **changes: Any) -> tuple[Attempt, Job]:
+    def start(until: int | None = None, waits: bool = True, **changes: Any) -> tuple[Attempt, Job]:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         spec = specs.load("simulated", {"model.seconds": 0.0, **dotted})
         found = session.job(spec, str(tmp_path))
@@ -55,7 +55,8 @@ def begin(tmp_path: Path, track: Closing) -> Iterator[Callable[..., tuple[Attemp
             storage_uri=found.storage_uri,
             until=until,
         )
-        attempt = Attempt(Task(trial="t", job=job, open_tracker=lambda: track), str(tmp_path))
+        task = Task(trial="t", job=job, open_tracker=lambda: track, waits=waits)
+        attempt = Attempt(task, str(tmp_path))
         begun.append(attempt)
         return attempt, job
 
@@ -95,6 +96,17 @@ def test_each_evaluation_waits_to_be_heard(begin: Any, track: Closing) -> None:
     assert last.result == result.model_dump_json().encode()
     attempt.close(30.0)
     assert track.statuses == ["finished"]
+
+
+def test_where_nobody_decides_the_run_goes_on_and_all_is_told_in_order(begin: Any) -> None:
+    """Within less than a second: in one piece of news, unless the machine is very slow."""
+    attempt, _ = begin(waits=False)
+    told, last = to_the_end(attempt)
+    assert [report.images for report in told] == list(range(0, 64_000 + 1, STEP))
+    assert last.how == "finished"
+    slow, _ = begin(waits=False, model__seconds=3.0, budget__seed=1)
+    pieces = [slow.news() for _ in range(2)]
+    assert all(len(news.reports) > 1 for news in pieces)  # nobody heard of the first before the second
 
 
 @pytest.mark.parametrize("status", ["finished", "stopped"])

@@ -168,12 +168,13 @@ def _tasks(study: Study, parent_run_id: str) -> Callable[[Assignment], Task]:
     from hasten.sweeps.attempt import Task
 
     there = {run.tags.get(TRIAL) for run in study.tracking.seen(study.name)}
+    waits = study.plan.study.stopping is not None
 
     def task(assignment: Assignment) -> Task:
         trial = assignment.trial
         fresh = assignment.attempt == 1 and trial.name not in there
         opened = OpenRun(study.tracking, study.identity(trial, parent_run_id), fresh=fresh)
-        return Task(trial=trial.name, job=assignment.job, open_tracker=opened)
+        return Task(trial=trial.name, job=assignment.job, open_tracker=opened, waits=waits)
 
     return task
 

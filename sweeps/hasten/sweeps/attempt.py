@@ -24,18 +24,23 @@ from hasten.trainers.records import Report
 from hasten.trainers.tracker import EndStatus, Tracker
 from hasten.trainers.worker import Worker
 
-_SECONDS_BETWEEN_NEWS: Final = 1.0  # at least; an evaluation is told at once
+_SECONDS_BETWEEN_NEWS: Final = 1.0  # at least; an evaluation that is waited at is told at once
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What travels to the process that runs a trial: ``open_tracker`` opens the tracker there."""
+    """What travels to the process that runs a trial: ``open_tracker`` opens the tracker there.
+
+    A trial on which somebody decides waits at each evaluation until that was heard; with ``waits`` False none
+    does, and what happens within a second is told together.
+    """
 
     trial: str
     job: Job
     open_tracker: Callable[[], Tracker]
+    waits: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,8 @@ class Attempt:
     """An attempt at a trial that begins at once.
 
     With one worker it trains in this process; with several, this process conducts those that do. Training
-    goes on past an evaluation only when somebody asks for more news: who decides on a trial is never late.
+    goes on past an evaluation, where it ``waits``, only when somebody asks for more news: who decides on a
+    trial is never late.
     """
 
     def __init__(self, task: Task, scratch: str) -> None:
@@ -91,7 +97,7 @@ class Attempt:
         return not self._thread.is_alive()
 
     def news(self) -> News:
-        """What happens next: an evaluation, the end, or how far the run is after a second."""
+        """What happens next: an evaluation that the run waits at, the end, or all there is after a second."""
         if self._is_held:
             self._is_held = False
             self._heard.release()
@@ -115,7 +121,7 @@ class Attempt:
 
     def _holds(self, report: Report) -> bool:
         """Whether the run waits after a report until it was heard: not at its end."""
-        return report.evaluated and report.images < report.total
+        return self._task.waits and report.evaluated and report.images < report.total
 
     def _run(self) -> None:
         last, evaluated = None, -1
