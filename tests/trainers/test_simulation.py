@@ -226,5 +226,5 @@ def test_every_position_ends_a_batch(tmp_path: Path, batch: int) -> None:
 
 
 def test_there_is_no_network(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model.kind: simulated"):
+    with pytest.raises(ConfigError, match=r"model\.kind: simulated runs have no network"):
         networks.build(Simulated(kind="simulated"), shape=(1, 8, 8), classes=None, seed=0)

@@ -15,7 +15,7 @@ from torch import nn
 from hasten.trainers import randomness
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.models import architectures
-from hasten.trainers.models.architectures import Architecture, Dit, Imported, Mlp, Shape, Unet
+from hasten.trainers.models.architectures import Architecture, Dit, Imported, Mlp, Shape, Simulated, Unet
 from hasten.trainers.models.dropout import AddressedDropout
 from hasten.trainers.models.mlp import ResidualMlp
 
@@ -154,6 +154,8 @@ def _made(spec: Architecture, shape: Shape, classes: int | None) -> Network:
             )
         case Imported():
             inner = _imported(resolved, shape, classes)
+        case Simulated():
+            raise ConfigError("model.kind", "simulated runs have no network", "Choose a model that trains.")
     if not isinstance(resolved, Imported):
         _address_dropout(inner)
     return Network(inner, shape=shape, classes=classes, foreign=isinstance(resolved, Imported))
