@@ -97,11 +97,12 @@ def test_trainers_needs_no_vendor_and_no_room_above() -> None:
 TRAINS = """
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.tracker import NullTracker
 from hasten.trainers.worker import Worker
 
 changes = {"budget.images": 2560, "eval.samples.images": 64, "eval.grid.images": 64, "eval.loss.images": 256}
-job = session.job(specs.load("mixture-2d", changes), STORAGE)
+job = sources.bind(specs.load("mixture-2d", changes), STORAGE)
 for _ in session.run(job, worker=Worker(), track=NullTracker()):
     pass
 losses = [loss for _, loss in RunStore(job.uri).result().series("eval/excess_loss")]

@@ -16,6 +16,7 @@ from harness import Work
 from hasten.platform import importing
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import StoreWriter
+from hasten.trainers.datasets import sources
 from hasten.trainers.job import Job
 from hasten.trainers.parts import Parts
 from hasten.trainers.specs import RunSpec
@@ -51,7 +52,7 @@ def job_of(storage: Path | str, name: str, *, steps: int, changes: Mapping[str, 
     spec = spec_of(name, steps, changes)
     if spec.data.source == "digits":
         importing.ensure("digits", str(storage))
-    return session.job(spec, str(storage))
+    return sources.bind(spec, str(storage))
 
 
 class Ours:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hasten.platform import analyzing, connection, runs, services, settings, training
+from hasten.platform import analyzing, connection, runs, services, settings
 from hasten.platform.services import Services
 from hasten.trainers import config, session
 from hasten.trainers.analyses import finished
 from hasten.trainers.checkpoints import RunStore
-from hasten.trainers.datasets import data
+from hasten.trainers.datasets import data, sources
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.specs import RunSpec
@@ -68,7 +68,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     made = {}
     for name, changes in RUNS.items():
         spec = config.validate(RunSpec, config.override(RECIPE, changes))
-        made[name] = session.job(spec, str(root))
+        made[name] = sources.bind(spec, str(root))
         for _ in session.run(made[name], worker=Worker(), track=NullTracker()):
             pass
     return made
@@ -234,7 +234,7 @@ def test_files_are_attached_to_the_runs_that_mlflow_knows(
     path = tmp_path / "analysis.json"
     path.write_bytes(b"{}")
     tracking = Tracking(jobs["twin"].fingerprint)
-    monkeypatch.setattr(training, "tracker_of", lambda _: tracking)
+    monkeypatch.setattr("hasten.platform.tracking.tracker_of", lambda _: tracking)
     assert analyzing.record(measured, [path], folder="analyses/x", services=found) == ["twin"]
     assert tracking.attached == {"analyses/x/analysis.json": b"{}"}
 
@@ -245,7 +245,7 @@ def test_a_server_that_is_down_is_no_failure_of_the_analysis(
     def down(_: Services) -> Tracking:
         raise Fault("tracking", "does not answer")
 
-    monkeypatch.setattr(training, "tracker_of", down)
+    monkeypatch.setattr("hasten.platform.tracking.tracker_of", down)
     found = Services(storage_uri=jobs["eps"].storage_uri, endpoint=None, region="")
     assert analyzing.record([], [], folder="x", services=found) == []
     assert "on this machine only" in caplog.text

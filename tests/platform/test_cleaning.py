@@ -23,6 +23,7 @@ from hasten.sweeps.records import TrialRecord
 from hasten.sweeps.study import StudySpec
 from hasten.trainers import config, retention, session, specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import Fault
 from hasten.trainers.retention import Policy
 from hasten.trainers.store import Folder
@@ -395,7 +396,7 @@ def test_a_real_run_a_real_bucket_and_a_registered_model(stack: Services, tmp_pa
         }
         spec = specs.load("digits", changes)
         importing.ensure(spec.data.source, stack.storage_uri)
-        job = session.job(spec, stack.storage_uri)
+        job = sources.bind(spec, stack.storage_uri)
         for _ in session.run(job, worker=Worker(), track=NullTracker()):
             pass
         runs[seed] = job

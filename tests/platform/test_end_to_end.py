@@ -22,6 +22,7 @@ from hasten.sweeps import plan as plans
 from hasten.sweeps import study as studies
 from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.job import Job
 from hasten.trainers.records import RunResult
 from hasten.trainers.tracker import NullTracker
@@ -78,7 +79,7 @@ def undisturbed(study: studies.StudySpec, services: Services, folder: Path) -> d
     """The same trials, run one after the other by the local launcher into a folder."""
     results = {}
     for trial in plans.plan(study).trials:
-        job = session.job(trial.spec, services.storage_uri)
+        job = sources.bind(trial.spec, services.storage_uri)
         alone = Job(
             spec=job.spec, data_uri=job.data_uri, data_digest=job.data_digest, storage_uri=str(folder)
         )
@@ -197,7 +198,7 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(stack: Services, tmp_path: P
     changes = {**TINY, "base.budget.images": 1920, "name": "killed", "seeds": "[0, 1]"}
     process = subprocess.Popen(command("sweep", "demo", *options(changes)), stderr=subprocess.DEVNULL)
     study = load("demo", changes)
-    jobs = {trial.name: session.job(trial.spec, stack.storage_uri) for trial in plans.plan(study).trials}
+    jobs = {trial.name: sources.bind(trial.spec, stack.storage_uri) for trial in plans.plan(study).trials}
     wait_until(lambda: any(RunStore(job.uri).result() for job in jobs.values()) or process.poll() is not None)
     assert process.poll() is None, "the sweep ended before it could be killed"
     process.send_signal(signal.SIGKILL)
@@ -235,7 +236,7 @@ def test_a_driver_killed_in_mid_sweep_loses_nothing(stack: Services, tmp_path: P
 def test_a_sweep_stopped_by_sigterm_says_so_and_ends_its_runs(stack: Services) -> None:
     changes = {**TINY, "base.budget.images": 2560, "name": "terminated", "seeds": "[0, 1]"}
     process = subprocess.Popen(command("sweep", "demo", *options(changes)), stderr=subprocess.PIPE, text=True)
-    jobs = [session.job(t.spec, stack.storage_uri) for t in plans.plan(load("demo", changes)).trials]
+    jobs = [sources.bind(t.spec, stack.storage_uri) for t in plans.plan(load("demo", changes)).trials]
     wait_until(lambda: any(RunStore(job.uri).result() for job in jobs) or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)

@@ -23,6 +23,7 @@ from hasten.platform.services import Services
 from hasten.platform.stack import processes
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker
@@ -228,7 +229,7 @@ class Crowd:
 
 
 def case(name, recipe):
-    job = session.job(config.validate(RunSpec, recipe), connected.storage_uri)
+    job = sources.bind(config.validate(RunSpec, recipe), connected.storage_uri)
     said.clear()
     crowd = Crowd() if name == "elastic" else None
     error = None
@@ -297,7 +298,7 @@ def alone(name: str, services: Services, folder: Path, micro_batch: int | None =
         "execution.micro_batch": micro_batch,
     }
     spec = recipe(name, **local)
-    job = dataclasses.replace(session.job(spec, services.storage_uri), storage_uri=str(folder))
+    job = dataclasses.replace(sources.bind(spec, services.storage_uri), storage_uri=str(folder))
     list(session.run(job, worker=Worker(), track=NullTracker()))
     result = RunStore(job.uri).result()
     assert result is not None
@@ -355,6 +356,7 @@ import os, signal, sys, threading
 import torch
 from hasten.platform import services, settings
 from hasten.trainers import checkpoints, config, session
+from hasten.trainers.datasets import sources
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 from hasten.trainers.tracker import NullTracker
@@ -375,14 +377,14 @@ def write_and_die(self, name, content):
 
 
 checkpoints.RunStore.save, Folder.write = save_more, write_and_die
-job = session.job(config.validate(RunSpec, config.parse_yaml(sys.argv[1], "recipe")), connected.storage_uri)
+job = sources.bind(config.validate(RunSpec, config.parse_yaml(sys.argv[1], "recipe")), connected.storage_uri)
 list(session.run(job, worker=Worker(), track=NullTracker()))
 """
 
 
 def test_killed_while_a_checkpoint_is_on_its_way(stack: Services, tmp_path: Path) -> None:
     """100 MB to a real server take longer than the process lives: the checkpoint before it counts."""
-    job = session.job(recipe("uploading"), stack.storage_uri)
+    job = sources.bind(recipe("uploading"), stack.storage_uri)
     done = subprocess.run(
         [sys.executable, "-c", UPLOAD, job.resolved(), "0.1"], capture_output=True, text=True, timeout=120
     )

@@ -13,8 +13,9 @@ import torch
 
 from hasten.sweeps import attempt as attempts
 from hasten.sweeps.attempt import Attempt, Last, News, Task, failed
-from hasten.trainers import session, specs
+from hasten.trainers import specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import ConfigError, Diverged, Exhausted, Fault, Lost, NodeLost
 from hasten.trainers.job import Job
 from hasten.trainers.memory import OutOfMemory
@@ -47,7 +48,7 @@ def begin(tmp_path: Path, track: Closing) -> Iterator[Callable[..., tuple[Attemp
     def start(until: int | None = None, waits: bool = True, **changes: Any) -> tuple[Attempt, Job]:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         spec = specs.load("simulated", {"model.seconds": 0.0, **dotted})
-        found = session.job(spec, str(tmp_path))
+        found = sources.bind(spec, str(tmp_path))
         job = Job(
             spec=spec,
             data_uri=found.data_uri,

@@ -13,7 +13,8 @@ from hasten.sweeps.attempt import Last, News, Task
 from hasten.sweeps.conducting.terms import Assignment, Ending
 from hasten.sweeps.floor import Event, Floor
 from hasten.sweeps.plan import Trial
-from hasten.trainers import session, specs
+from hasten.trainers import specs
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import Fault
 from hasten.trainers.records import Report
 from hasten.trainers.tracker import NullTracker
@@ -94,7 +95,7 @@ class Place:
 def assignment(name: str) -> Assignment:
     spec = specs.load("simulated")
     trial = Trial(name=name, arm=name, seed=0, spec=spec, changes={})
-    return Assignment(trial=trial, job=session.job(spec, str(Path("nowhere"))), attempt=1)
+    return Assignment(trial=trial, job=sources.bind(spec, str(Path("nowhere"))), attempt=1)
 
 
 def report(images: int) -> Report:

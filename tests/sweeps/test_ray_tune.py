@@ -31,6 +31,7 @@ from hasten.sweeps.plan import Trial
 from hasten.sweeps.study import StudyExecution
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.records import Report, RunResult
@@ -157,7 +158,7 @@ def assign(stack: Services, tmp_path: Path) -> Callable[..., Assignment]:
     def build(name: str, recipe: str = "simulated", **changes: Any) -> Assignment:
         dotted = {key.replace("__", "."): value for key, value in changes.items()}
         spec = specs.load(recipe, {"execution.launcher": "ray", "name": name, **dotted})
-        job = dataclasses.replace(session.job(spec, stack.storage_uri), storage_uri=str(tmp_path / "runs"))
+        job = dataclasses.replace(sources.bind(spec, stack.storage_uri), storage_uri=str(tmp_path / "runs"))
         trial = Trial(name=name, arm=name, seed=spec.budget.seed, spec=spec, changes={})
         return Assignment(trial=trial, job=job, attempt=1)
 
@@ -469,14 +470,15 @@ from hasten.sweeps.attempt import Task
 from hasten.sweeps.conducting.terms import Assignment
 from hasten.sweeps.plan import Trial
 from hasten.sweeps.study import StudyExecution
-from hasten.trainers import session, specs
+from hasten.trainers import specs
+from hasten.trainers.datasets import sources
 from hasten.trainers.tracker import NullTracker
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 connected = services.connect(settings.load(), ray=True)
 cluster.attach(connected)
 spec = specs.load("simulated", {"model.seconds": 600.0, "model.reports": 6000})
-job = session.job(spec, sys.argv[1])
+job = sources.bind(spec, sys.argv[1])
 trial = Trial(name="t", arm="t", seed=0, spec=spec, changes={})
 
 

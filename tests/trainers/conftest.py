@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from hasten.trainers import config, session
 from hasten.trainers.checkpoints import RunStore
-from hasten.trainers.datasets import data
+from hasten.trainers.datasets import data, sources
 from hasten.trainers.job import Job
 from hasten.trainers.records import Report
 from hasten.trainers.specs import RunSpec
@@ -84,7 +84,7 @@ def bind(imported: Path, spec_of: Callable[..., RunSpec]) -> Callable[..., Job]:
 
     def build(place: Path, changes: dict[str, Any] | None = None) -> Job:
         source = {"data.source": str(imported / "data" / "digits")}
-        return session.job(spec_of(source | (changes or {})), str(place))
+        return sources.bind(spec_of(source | (changes or {})), str(place))
 
     return build
 

@@ -17,7 +17,7 @@ import torch
 
 from hasten.trainers import config, session, tracker
 from hasten.trainers.checkpoints import RunStore
-from hasten.trainers.datasets import data
+from hasten.trainers.datasets import data, sources
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.records import Report
@@ -426,7 +426,7 @@ def test_a_split_with_an_empty_side(holdout: float, tmp_path: Path, spec_of: Cal
     )
     spec = spec_of({"data.source": "few", "data.holdout": holdout, "optimizer.batch": 1})
     with pytest.raises(ConfigError):
-        session.assemble(session.job(spec, str(tmp_path)), Worker())
+        session.assemble(sources.bind(spec, str(tmp_path)), Worker())
 
 
 # Two processes, as torchrun starts them. Each case is a run's recipe and folder, which may end at
@@ -435,13 +435,14 @@ def test_a_split_with_an_empty_side(holdout: float, tmp_path: Path, spec_of: Cal
 SCRIPT = """
 import dataclasses, json, os, signal, sys
 from hasten.trainers import config, local, session
+from hasten.trainers.datasets import sources
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker
 
 cases = json.loads(sys.argv[1])
 with local.worker(config.validate(RunSpec, cases[0]["recipe"])) as worker:
     for case in cases:
-        job = session.job(config.validate(RunSpec, case["recipe"]), case["storage"])
+        job = sources.bind(config.validate(RunSpec, case["recipe"]), case["storage"])
         job = dataclasses.replace(job, until=case.get("until"))
         ticks = 0
 

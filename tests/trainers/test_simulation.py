@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hasten.trainers import session, specs
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import ConfigError, Diverged, Exhausted
 from hasten.trainers.job import Job, Origin
 from hasten.trainers.models import networks
@@ -31,7 +32,7 @@ CLTS = {"kind": "clts", "mu": 0.3, "sigma": 0.2}
 
 def bind(place: Path, **changes: Any) -> Job:
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
-    return session.job(specs.load("simulated", {"model.seconds": 0.0, **dotted}), str(place))
+    return sources.bind(specs.load("simulated", {"model.seconds": 0.0, **dotted}), str(place))
 
 
 def start(job: Job, **arguments: Any) -> Iterator[Report]:
@@ -178,7 +179,7 @@ def test_a_generation_ends_and_another_recipe_goes_on_from_it(tmp_path: Path) ->
     assert store.result() is None
     assert store.forks() == [16_000]
     follow = {"start": {"run": job.run, "images": 16_000}, "optimizer.lr": 4e-3}
-    child = session.job(specs.load("simulated", {"model.seconds": 0.0, **follow}), str(tmp_path))
+    child = sources.bind(specs.load("simulated", {"model.seconds": 0.0, **follow}), str(tmp_path))
     result = finished(child)
     steps = [step for step, _ in result.series("eval/loss")]
     assert steps == list(range(0, IMAGES + 1, IMAGES // 20)), "the parent's past is part of its history"

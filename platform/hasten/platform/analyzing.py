@@ -231,13 +231,13 @@ def record(runs: Sequence[Finished], paths: Sequence[Path], *, folder: str, serv
 
     A tracking server that fails is no failure of the analysis: its files are on this machine.
     """
-    from hasten.platform import training
+    from hasten.platform import tracking
 
     recorded: list[str] = []
     files = {f"{folder}/{path.name}": path.read_bytes() for path in paths}
     try:
-        tracking = training.tracker_of(services)
-        recorded = [run.name for run in runs if tracking.attach(run.result.fingerprint, files)]
+        server = tracking.tracker_of(services)
+        recorded = [run.name for run in runs if server.attach(run.result.fingerprint, files)]
     except Fault as fault:
         log.warning("%s; the files are on this machine only", fault)
     return recorded

@@ -90,7 +90,7 @@ def probe(plan: Plan, *, console: Console) -> Probe:
         with progress.steps(console, "probing", names) as steps:
             for key, name in zip(chosen, steps, strict=True):
                 spec = kinds[key][0]
-                speed, low, high = measure(spec, session.job(spec, data[spec.data.source]), folder)
+                speed, low, high = measure(spec, sources.bind(spec, data[spec.data.source]), folder)
                 measured.append(
                     Measured(differs=name, trials=len(kinds[key]), speed=speed, low=low, high=high)
                 )

@@ -20,7 +20,8 @@ from hasten.platform.connection import connected
 from hasten.platform.locks import Busy, only_one
 from hasten.platform.pipeline import Pipeline
 from hasten.platform.registry import Registry, Version
-from hasten.trainers import session, specs
+from hasten.trainers import specs
+from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.data import BUILT_IN
 from hasten.trainers.generation import export
 from hasten.trainers.job import Job
@@ -53,7 +54,7 @@ def tick(spec: Pipeline, *, dry_run: bool, console: Console) -> dict[str, Any]:
     services = connected(console, tracking=True)
     if run.data.source in BUILT_IN and not dry_run:
         importing.import_dataset(run.data.source, run.data.source, services.storage_uri)
-    job = session.job(run, services.storage_uri)
+    job = sources.bind(run, services.storage_uri)
     key = key_of(job)
     registry = Registry(services.tracking_uri, spec.model)
     try:

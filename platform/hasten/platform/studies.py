@@ -14,8 +14,7 @@ from hasten.platform import identities, importing, settings
 from hasten.platform.connection import connected
 from hasten.platform.identity import RunIdentity
 from hasten.platform.services import Services
-from hasten.platform.tracking import Tracking
-from hasten.platform.training import tracker_of
+from hasten.platform.tracking import Tracking, tracker_of
 from hasten.sweeps import plan as plans
 from hasten.sweeps.conducting import prefixes, stopping
 from hasten.sweeps.conducting.conductor import Conductor
@@ -24,8 +23,8 @@ from hasten.sweeps.plan import Plan, Trial
 from hasten.sweeps.records import TrialRecord, TrialResult
 from hasten.sweeps.searching.factory import proposals
 from hasten.sweeps.statistics.outcomes import unfinished
-from hasten.trainers import session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.job import Job
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
@@ -62,7 +61,7 @@ class Study:
         kind = trial.spec.model_dump_json(include=_OF_DATA)
         if kind not in self._bound:
             importing.ensure(trial.spec.data.source, self.services.storage_uri)
-            self._bound[kind] = session.job(trial.spec, self.services.storage_uri)
+            self._bound[kind] = sources.bind(trial.spec, self.services.storage_uri)
         known = self._bound[kind]
         return Job(
             spec=trial.spec,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hasten.platform import grids
+from hasten.platform import grids, settings
 from hasten.platform.identity import (
     ATTEMPT,
     KIND,
@@ -35,6 +35,7 @@ from hasten.platform.outage import Gone, Refused, Unreachable, check_uri, judged
 from hasten.platform.reconciliation import STATUS, Correction, Seen
 from hasten.platform.replay import visit
 from hasten.platform.scores import Sample
+from hasten.platform.services import Services
 from hasten.platform.spool import Entry
 from hasten.platform.tracker import THREAD_NAME, MlflowTracker
 from hasten.platform.tracks import Server, Tracks
@@ -58,7 +59,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
-__all__ = ["Dataset", "MlflowTracker", "RunIdentity", "Tracking", "round_trip"]
+__all__ = ["Dataset", "MlflowTracker", "RunIdentity", "Tracking", "round_trip", "tracker_of"]
 
 _PROBE_SECONDS: Final = 5
 _CREATE_PAUSES: Final = (0.5, 2.0, None)
@@ -77,6 +78,13 @@ class Tracking(Tracks):
 
     def _server(self) -> Server:
         return _Mlflow(self.uri)
+
+
+def tracker_of(services: Services) -> Tracking:
+    """The tracking server, after it was given what earlier outages kept from it."""
+    tracking = Tracking(services.tracking_uri, settings.home() / "spool")
+    tracking.replay()
+    return tracking
 
 
 def round_trip(uri: str) -> str:

@@ -8,15 +8,16 @@ from typing import Any
 
 from rich.console import Console
 
-from hasten.platform import identities, importing, progress, settings
+from hasten.platform import identities, importing, progress
 from hasten.platform.connection import connected
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import RunIdentity
 from hasten.platform.services import Services
 from hasten.platform.signals import stop_on_signal
-from hasten.platform.tracking import Tracking
+from hasten.platform.tracking import Tracking, tracker_of
 from hasten.trainers import local, session
 from hasten.trainers.checkpoints import RunStore
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import Fault, Stopped
 from hasten.trainers.job import Job
 from hasten.trainers.specs import RunSpec
@@ -42,7 +43,7 @@ def train(
     """
     services = connected(console, tracking=True, ray=spec.execution.launcher == "ray")
     importing.ensure(spec.data.source, services.storage_uri)
-    job = session.job(spec, services.storage_uri)
+    job = sources.bind(spec, services.storage_uri)
     tracking = tracker_of(services)
     identity = identities.run(job, experiment=experiment, tags=tags)
     if RunStore(job.uri).result() is None:
@@ -51,13 +52,6 @@ def train(
     else:
         repair(job, tracking, identity)
     return outcome(job, tracking, identity)
-
-
-def tracker_of(services: Services) -> Tracking:
-    """The tracking server, after it was given what earlier outages kept from it."""
-    tracking = Tracking(services.tracking_uri, settings.home() / "spool")
-    tracking.replay()
-    return tracking
 
 
 def repair(job: Job, tracking: Tracking, identity: RunIdentity) -> None:

@@ -40,16 +40,6 @@ log = logging.getLogger(__name__)
 _BUCKET_MB: Final = 64
 
 
-def job(spec: RunSpec, storage_uri: str) -> Job:
-    """Bind a run to the data that it will see.
-
-    Raises:
-        ConfigError: the data set is missing, or does not fit the recipe.
-    """
-    found = sources.find(spec, storage_uri)
-    return Job(spec=spec, data_uri=found.uri, data_digest=found.digest, storage_uri=storage_uri)
-
-
 def never() -> bool:
     return False
 

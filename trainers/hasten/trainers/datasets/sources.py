@@ -10,6 +10,7 @@ from hasten.trainers.datasets.data import Dataset
 from hasten.trainers.datasets.mixtures import Mixture
 from hasten.trainers.datasets.readers import Reader
 from hasten.trainers.errors import ConfigError
+from hasten.trainers.job import Job
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.worker import Worker
 
@@ -66,6 +67,16 @@ def find(spec: RunSpec, storage_uri: str) -> Found:
         )
     _require_fit(spec, found)
     return found
+
+
+def bind(spec: RunSpec, storage_uri: str) -> Job:
+    """A run bound to the data that it will see.
+
+    Raises:
+        ConfigError: the data set is missing, or does not fit the recipe.
+    """
+    found = find(spec, storage_uri)
+    return Job(spec=spec, data_uri=found.uri, data_digest=found.digest, storage_uri=storage_uri)
 
 
 def opened(uri: str, digest: str) -> Source:
