@@ -1,10 +1,11 @@
 """Does a study come to the same end whatever is killed on the way?
 
 A study runs once undisturbed. Then it runs anew, round after round, each with servers and a store of its own,
-and at random moments its driver is ended (``kill -9`` or SIGTERM) and processes of its trials are killed; the
-same command is given again until it is done. In the end points, records, results and MLflow's runs are held
-against the undisturbed ones: nothing but clocks may differ, and nothing may be left running. What is random
-is addressed by ``--seed``: a round can be had again, as far as the machine's pace allows.
+and at random moments its driver is ended (``kill -9`` or SIGTERM), processes of its trials are killed, and
+servers go away for a while, MLflow or the object store: killed, or silent. The same command is given again
+until it is done. In the end points, records, results and MLflow's runs are held against the undisturbed ones:
+nothing but clocks may differ, and nothing may be left running. What is random is addressed by ``--seed``: a round can be had
+again, as far as the machine's pace allows.
 
     space         Optuna proposes and ASHA stops, on simulated trials
     arms          real training: arms that share their beginning, two seeds
@@ -35,6 +36,7 @@ import numpy as np
 import own_stack
 import psutil
 import remains
+from outage import Outage
 from remains import Remains
 
 from hasten.platform import services, settings
@@ -79,14 +81,17 @@ STUDIES: Final[dict[str, dict[str, Any]]] = {
     },
 }
 
-Kind = Literal["driver, kill -9", "driver, SIGTERM", "trial's process"]
+Kind = Literal["driver, kill -9", "driver, SIGTERM", "trial's process", "MLflow away", "object store away"]
 
 _ENDS: Final[dict[Kind, tuple[int, ...]]] = {
     "driver, kill -9": (-signal.SIGKILL,),
     # Nobody listens to it while Python starts and when it ends, and Ray does for a moment at the beginning.
     "driver, SIGTERM": (3, -signal.SIGTERM, signal.SIGTERM),
     "trial's process": (),
+    "MLflow away": (),
+    "object store away": (1,),  # a driver that cannot write down what happens ends
 }
+_SERVERS: Final[dict[Kind, str]] = {"MLflow away": "tracking", "object store away": "storage"}
 _MOST_TRIALS: Final = 2  # in one command: three deaths of one trial in vain would be a failure, which counts
 _FOLLOWED: Final = 1 / 3  # of all SIGTERM by kill -9, as impatient supervisors do, within _GRACE seconds
 _GRACE: Final = 5.0
@@ -132,19 +137,29 @@ def main() -> int:
     parser.add_argument("--study", action="append", choices=[*STUDIES], help="again for more; all by default")
     parser.add_argument("--rounds", type=int, default=5, help="disturbed runs of each study")
     parser.add_argument("--drivers", type=int, default=5, help="how often a round's driver is ended, at most")
+    parser.add_argument("--outages", type=float, default=0.5, help="how often a command meets one, in [0, 1]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-s", "--set", action="append", default=[], metavar="KEY=VALUE", help="in the study")
     parser.add_argument("--out", type=Path, help="a JSON file for everything that was seen")
     asked = parser.parse_args()
     results = {
-        name: survived(name, asked.set, rounds=asked.rounds, drivers=asked.drivers, seed=asked.seed)
+        name: survived(
+            name,
+            asked.set,
+            rounds=asked.rounds,
+            drivers=asked.drivers,
+            outages=asked.outages,
+            seed=asked.seed,
+        )
         for name in asked.study or STUDIES
     }
     harness.conclude(harness.document("chaos", blocks=(), results=results), asked.out)
     return int(any(found["wrong"] for found in results.values()))
 
 
-def survived(name: str, changes: Sequence[str], *, rounds: int, drivers: int, seed: int) -> dict[str, Any]:
+def survived(
+    name: str, changes: Sequence[str], *, rounds: int, drivers: int, seed: int, outages: float = 0.0
+) -> dict[str, Any]:
     """One study, undisturbed and then disturbed so many times."""
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
         file = Path(folder, f"{name}.yaml")
@@ -153,7 +168,7 @@ def survived(name: str, changes: Sequence[str], *, rounds: int, drivers: int, se
         told = []
         for number in range(rounds):
             # A command that is ended within this time has done something, and left something to do.
-            chance = Chance(seed, f"{name}/{number}", span=calm.seconds / 2, drivers=drivers)
+            chance = Chance(seed, f"{name}/{number}", span=calm.seconds / 2, drivers=drivers, outages=outages)
             happened, found = perform(file, changes, Path(folder, f"round{number}"), chance)
             happened.wrong += remains.differences(expected, found)
             told.append(happened)
@@ -174,14 +189,16 @@ def undisturbed(number: int) -> list[Blow]:
 class Chance:
     """Blows at random moments of ``span`` seconds after a command's start.
 
-    The first ``drivers`` commands are ended, if they live so long; any may lose processes of its trials.
+    The first ``drivers`` commands are ended, if they live so long; any may lose processes of its trials, and
+    with probability ``outages`` a server.
     """
 
-    def __init__(self, seed: int, stream: str, *, span: float, drivers: int) -> None:
-        self._seed, self._stream, self._span, self._drivers = seed, stream, span, drivers
+    def __init__(self, seed: int, stream: str, *, span: float, drivers: int, outages: float) -> None:
+        self._seed, self._stream, self._span = seed, stream, span
+        self._drivers, self._outages = drivers, outages
 
     def __call__(self, number: int) -> list[Blow]:
-        addresses = np.arange(4 + 2 * _MOST_TRIALS)
+        addresses = np.arange(8 + 2 * _MOST_TRIALS)
         draw = iter(randomness.uniform(self._seed, f"chaos/{self._stream}/{number}", addresses).tolist())
         trials = int(next(draw) * (_MOST_TRIALS + 1))
         blows = [
@@ -193,6 +210,9 @@ class Chance:
             blows.append(Blow(moment=moment, kind="driver, kill -9" if which < 0.5 else "driver, SIGTERM"))
             if which >= 0.5 and then < _FOLLOWED:
                 blows.append(Blow(moment=moment + _GRACE * then / _FOLLOWED, kind="driver, kill -9"))
+        if next(draw) < self._outages:
+            kind: Kind = "MLflow away" if next(draw) < 0.5 else "object store away"
+            blows.append(Blow(moment=next(draw) * self._span, kind=kind, aim=next(draw)))
         return sorted(blows)
 
 
@@ -226,6 +246,7 @@ class Field:
         self._home = home
         self._command = command
         self._struck: tuple[Kind, float, set[int]] | None = None  # and which processes worked then
+        self._outages: list[Outage] = []
 
     def fight(self, blows: Iterable[Blow]) -> bool:
         """Give the command, and strike it; whether it came to its end by itself."""
@@ -245,6 +266,9 @@ class Field:
                 if passed > _PATIENCE:
                     process.kill()
                 time.sleep(_LOOKS)
+        for outage in self._outages:
+            outage.look(over=True)
+        self._outages.clear()
         if process.returncode not in ends:
             last = log.read_text().strip().splitlines()[-1:]
             self.told.wrong.append(f"a command ended with {process.returncode}: {last}")
@@ -265,12 +289,16 @@ class Field:
                     return ()
                 pid = sorted(working)[int(blow.aim * len(working))]
                 working[pid].kill()
+            case "MLflow away" | "object store away":
+                self._outages.append(Outage(self._home, _SERVERS[blow.kind], blow.aim))
         self.told.kills[blow.kind] = self.told.kills.get(blow.kind, 0) + 1
         self._struck = blow.kind, time.monotonic(), set(working)
         return _ENDS[blow.kind]
 
     def _look(self) -> None:
-        """See whether trials work again after the last blow."""
+        """See whether trials work again after the last blow, and have servers back in time."""
+        for outage in self._outages:
+            outage.look()
         if self._struck is not None:
             kind, moment, before = self._struck
             if self._working().keys() - before:

@@ -291,7 +291,7 @@ class Stage:
                 # Three deaths in vain would be a failure, which is an outcome: here nodes die then.
                 in_vain = attempt.images <= furthest.get(attempt.trial, -1)
                 furthest[attempt.trial] = max(attempt.images, furthest.get(attempt.trial, -1))
-                lost = Ending(how="failed", seconds=1.0, failure="lost", node_lost=in_vain)
+                lost = Ending(how="failed", seconds=1.0, failure="lost", blameless=in_vain)
                 self._end(conductor, played, attempt, lost)
                 continue
             report = next(attempt.reports, None)

@@ -16,7 +16,7 @@ from hasten.sweeps.attempt import Attempt, Last, News, Task, failed
 from hasten.trainers import specs
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import sources
-from hasten.trainers.errors import ConfigError, Diverged, Exhausted, Fault, Lost, NodeLost
+from hasten.trainers.errors import Away, ConfigError, Diverged, Exhausted, Fault, Lost, NodeLost
 from hasten.trainers.job import Job
 from hasten.trainers.memory import OutOfMemory
 from hasten.trainers.records import Report
@@ -193,14 +193,15 @@ def test_one_that_hangs_can_still_be_listened_to(begin: Any, monkeypatch: pytest
         (Lost("t", "its process died"), "lost", "t: its process died"),
         (NodeLost("t", "its node went down"), "lost", "t: its node went down"),
         (ConfigError("data.source", "is missing"), "data", "data.source: is missing"),
-        (Fault("s3://b", "failed"), "program", "s3://b: failed"),
+        (Away("s3://b", "failed"), "lost", "s3://b: failed"),
+        (Fault("/disk", "is full"), "program", "/disk: is full"),
         (ValueError("first\nlast"), "program", "last"),
     ],
 )
 def test_failures_are_told_apart(error: Exception, kind: str, words: str) -> None:
     last = failed(error)
     assert (last.how, last.failure, last.error) == ("failed", kind, words)
-    assert last.node_lost == isinstance(error, NodeLost)
+    assert last.blameless == isinstance(error, NodeLost | Away)
 
 
 def test_a_failure_is_told_after_what_came_before(begin: Any, track: Closing) -> None:

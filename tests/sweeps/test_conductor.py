@@ -230,7 +230,7 @@ def test_a_lost_node_is_not_counted(stage: Any) -> None:
     played = stage(arms={"baseline": {}})
     conductor = played.conductor()
     for _ in range(8):
-        fail(played, conductor, begin(played, conductor), "lost", node_lost=True)
+        fail(played, conductor, begin(played, conductor), "lost", blameless=True)
     finish(played, conductor, begin(played, conductor))
     record = conductor.roster.records()["baseline-s0"]
     assert (record.state, record.attempts, record.lost) == ("finished", 9, 8)

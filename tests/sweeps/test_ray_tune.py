@@ -339,7 +339,7 @@ def test_a_killed_trial_goes_on_to_the_same_result(assign: Any, run: Any, tmp_pa
     run(conductor, observe=observe)
     assert conductor.hows() == {"victim": ["failed", "finished"], "other": ["finished"]}
     lost, _ = conductor.endings["victim"]
-    assert (lost.failure, lost.node_lost) == ("lost", False)
+    assert (lost.failure, lost.blameless) == ("lost", False)
     assert "its process died" in lost.error
     evaluations = conductor.evaluations("victim")
     assert evaluations[evaluations.index(0, 1) :] == list(range(0, IMAGES + 1, STEP))

@@ -149,7 +149,8 @@ def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Consol
                 task=_tasks(study, parent_run_id),
                 scratch=cluster.scratch(study.services),
                 observe=observe,
-                stop=lambda: stop.is_set() or lost.is_set(),
+                stop=stop.is_set,
+                lost=lost.is_set,
             )
             if lost.is_set():
                 conductor.stop(f"Ray at {study.services.ray_address} does not answer any more")

@@ -18,7 +18,7 @@ from hasten.sweeps.records import FailureKind
 from hasten.trainers import memory, ray_train, session
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.desk import how_ended
-from hasten.trainers.errors import ConfigError, Diverged, Exhausted, HastenError, Lost, NodeLost
+from hasten.trainers.errors import Away, ConfigError, Diverged, Exhausted, HastenError, Lost, NodeLost
 from hasten.trainers.job import Job
 from hasten.trainers.records import Report
 from hasten.trainers.tracker import EndStatus, Tracker
@@ -45,13 +45,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Last:
-    """How an attempt ended; ``result`` is what the run left in the store, as JSON."""
+    """How an attempt ended; ``result`` is what the run left in the store, as JSON.
+
+    ``blameless`` is a failure that is not the trial's doing: its node went down, or the store did not answer.
+    """
 
     how: How
     result: bytes | None = None
     failure: FailureKind | None = None
     error: str = ""
-    node_lost: bool = False
+    blameless: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,7 @@ def failed(error: BaseException) -> Last:
     match error:
         case Diverged():
             kind = "diverged"
-        case Lost():
+        case Lost() | Away():
             kind = "lost"
         case ConfigError():
             kind = "data"
@@ -190,4 +193,4 @@ def failed(error: BaseException) -> Last:
         words = f"{error.subject}: {error.problem}"
     else:
         words = ": ".join(filter(None, [type(error).__name__, str(error)])).splitlines()[-1]
-    return Last(how="failed", failure=kind, error=words, node_lost=isinstance(error, NodeLost))
+    return Last(how="failed", failure=kind, error=words, blameless=isinstance(error, NodeLost | Away))

@@ -148,7 +148,7 @@ class Floor:
             result=RunResult.model_validate_json(last.result) if last.result else None,
             failure=last.failure if how == "failed" else None,
             error=last.error if how == "failed" else "",
-            node_lost=last.node_lost,
+            blameless=last.blameless,
         )
         try:
             if self.trouble is None:

@@ -52,6 +52,7 @@ def execute(
     scratch: str,
     observe: Callable[[Event], None],
     stop: Callable[[], bool] = session.never,
+    lost: Callable[[], bool] = session.never,
 ) -> None:
     """Run what ``conductor`` hands out, as many trials at a time as the cluster holds, until it is over.
 
@@ -66,6 +67,7 @@ def execute(
         scratch: a folder or URI for Ray's own bookkeeping; nothing in it is needed afterwards.
         observe: told of every event, in this thread.
         stop: asked a few times a second; then all trials write a checkpoint and end, if they can soon.
+        lost: the same for a cluster whose head is gone; then nothing of Ray's is cleaned up.
 
     Raises:
         ConfigError: the cluster can never hold a trial, or not as many as asked for.
@@ -76,12 +78,12 @@ def execute(
         return
     os.environ.update(_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    floor = Floor(conductor, task=task, observe=observe, stop=stop)
+    floor = Floor(conductor, task=task, observe=observe, stop=lambda: stop() or lost())
     tuner = tune.Tuner(
         _trainable(execution, scratch),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(floor),
-            scheduler=_Scheduler(floor, most),
+            scheduler=_Scheduler(floor, most, lost),
             num_samples=-1,
             max_concurrent_trials=most,
             reuse_actors=True,
@@ -92,14 +94,14 @@ def execute(
             name=name,
             storage_path=scratch,
             verbose=0,
-            callbacks=[_Watcher(floor)],
+            callbacks=[_Watcher(floor, lost)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     try:
         tuner.fit()
-    except _Enough:
+    except (_Enough, _Abandoned):
         pass
     finally:
         floor.clear()
@@ -194,6 +196,11 @@ class _Enough(Exception):
     """Everything that is worth waiting for has ended."""
 
 
+class _Abandoned(BaseException):
+    """The same where the head is lost. Tune cleans up after exceptions of every other kind, and would wait
+    for the head to free resources until Ray ends this process."""
+
+
 class _Kept:
     """Tune pickles its parts into snapshots that nobody reads: a conductor does not belong there."""
 
@@ -233,10 +240,11 @@ class _Scheduler(_Kept, FIFOScheduler):  # type: ignore[misc]
     waits longest for one of its own, which then is not started: of many short trials, one would run at once.
     """
 
-    def __init__(self, floor: Floor, most: int) -> None:
+    def __init__(self, floor: Floor, most: int, lost: Callable[[], bool]) -> None:
         super().__init__()
         self._floor = floor
         self._most = most
+        self._lost = lost
         self._kept = 0
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
@@ -244,7 +252,7 @@ class _Scheduler(_Kept, FIFOScheduler):  # type: ignore[misc]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         del result
-        wanted = 0 if self._floor.is_over else self._most
+        wanted = 0 if self._floor.is_over and not self._lost() else self._most
         # There is no public way.
         tune_controller._actor_cache.increase_max(trial.placement_group_factory, wanted - self._kept)
         self._kept = wanted
@@ -253,14 +261,15 @@ class _Scheduler(_Kept, FIFOScheduler):  # type: ignore[misc]
 class _Watcher(_Kept, tune.Callback):  # type: ignore[misc]
     """Tells the floor what Tune tells its callbacks."""
 
-    def __init__(self, floor: Floor) -> None:
+    def __init__(self, floor: Floor, lost: Callable[[], bool]) -> None:
         self._floor = floor
+        self._lost = lost
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         del iteration, trials, info
         self._floor.look()
         if self._floor.is_idle:
-            raise _Enough
+            raise _Abandoned if self._lost() else _Enough
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         del iteration, trials, info
@@ -285,5 +294,6 @@ class _Watcher(_Kept, tune.Callback):  # type: ignore[misc]
         if isinstance(error, ray.exceptions.RayActorError):
             nodes = [trial.last_result[_NODE]] if _NODE in trial.last_result else []
             error = ray_train.loss(trial.config["trial"], [error], nodes)
-        ray_train.free(self._floor.run(trial.trial_id))
+        if not self._lost():
+            ray_train.free(self._floor.run(trial.trial_id))
         self._floor.ended(trial.trial_id, failed(error))

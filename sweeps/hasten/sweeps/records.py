@@ -35,9 +35,10 @@ class TrialRecord(BaseModel):
     it, ``failed`` otherwise. ``curves`` hold ``(images, value)`` of every held-out metric and of
     ``perf/seconds``; ``items`` the held-out errors by group of images, at each evaluation. ``occupied`` is
     for how many seconds it held its ``cpus`` and ``gpus``, over all attempts that are known. ``attempts``
-    counts its starts, ``lost`` those that ended with a node. ``forked_images`` were not computed but taken
-    over from the trial ``forked_from``. ``parent`` is the trial whose weights a member of a population took
-    over. ``size`` digests what it ran on: a trial that ran out of memory is tried again only on another.
+    counts its starts, ``lost`` those that ended with a node, or because the store was away.
+    ``forked_images`` were not computed but taken over from the trial ``forked_from``. ``parent`` is the trial
+    whose weights a member of a population took over. ``size`` digests what it ran on: a trial that ran out of
+    memory is tried again only on another.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")

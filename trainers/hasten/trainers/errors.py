@@ -54,6 +54,10 @@ class NodeLost(Lost):
     """A process went away because its whole machine did."""
 
 
+class Away(Fault):
+    """A server does not answer, or answers that it cannot: it may be back soon."""
+
+
 class Stopped(HastenError):
     """Stopped before the end, in a state from which the same command resumes."""
 

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlparse
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.errors import Away, ConfigError, Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +183,6 @@ def explained(uri: str, error: OSError) -> ConfigError | Fault:
         return ConfigError(uri, f"{endpoint} refuses these credentials", remedy)
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text:
         return ConfigError(uri, f"{endpoint} has no such bucket", "Create it, or change storage.uri.")
-    return Fault(
+    return Away(
         uri, f"{endpoint} failed: {text.splitlines()[0][:300]}", "Is it up? `hasten doctor` tells more."
     )

@@ -131,7 +131,7 @@ class Conductor:
         del self._runs[course.run]
         self._meter.end(trial, ending.seconds)
         course.occupied += ending.seconds
-        course.lost += ending.node_lost
+        course.lost += ending.blameless
         self._settle(course, ending)
         self._queue.ended(trial)
         self._tell_now_and_then()
@@ -291,7 +291,7 @@ class Conductor:
 
     def _settle_failure(self, course: Course, ending: Ending) -> None:
         failure = ending.failure or "program"
-        if not course.patience.again(failure, node_lost=ending.node_lost, images=course.images):
+        if not course.patience.again(failure, blameless=ending.blameless, images=course.images):
             self._keep(course, course.failed(failure, ending.error))
         elif self._why is None:
             course.phase = "waiting"

@@ -44,15 +44,16 @@ class Patience:
         self._furthest = -1
         self._in_vain = 0
 
-    def again(self, failure: FailureKind, *, node_lost: bool, images: int) -> bool:
+    def again(self, failure: FailureKind, *, blameless: bool, images: int) -> bool:
         """Whether a trial that failed after ``images`` starts again, from its checkpoint.
 
-        A node's end is not the trial's doing, however often; otherwise each start must get further than all
-        before it, but for ``RETRIES`` in a row. What fails by itself is not tried again at once.
+        What is ``blameless``, a node's end or the store's, does not count, however often; otherwise each
+        start must get further than all before it, but for ``RETRIES`` in a row. What fails by itself is not
+        tried again at once.
         """
         if failure != "lost":
             return False
-        if node_lost:
+        if blameless:
             return True
         self._in_vain = 1 if images > self._furthest else self._in_vain + 1
         self._furthest = max(self._furthest, images)

@@ -33,6 +33,7 @@ class Ending:
     without a result.
 
     ``result`` is what a finished run left in the store; ``seconds`` it held its resources for that long.
+    ``blameless`` is a failure that is not the trial's doing: its node went down, or the store did not answer.
     """
 
     how: How
@@ -40,7 +41,7 @@ class Ending:
     result: RunResult | None = None
     failure: FailureKind | None = None
     error: str = ""
-    node_lost: bool = False
+    blameless: bool = False
 
 
 class Conducting(Protocol):

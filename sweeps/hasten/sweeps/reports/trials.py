@@ -27,7 +27,7 @@ _COLUMNS: Final = (
     Column(title="why", wide=True),
     Column(title="images", note="of the budget"),
     Column(title="attempts"),
-    Column(title="nodes lost"),
+    Column(title="outages"),
     Column(title="went on from"),
 )
 
