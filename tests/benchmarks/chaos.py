@@ -4,8 +4,8 @@ A study runs once undisturbed. Then it runs anew, round after round, each with s
 and at random moments its driver is ended (``kill -9`` or SIGTERM), processes of its trials are killed, and
 servers go away for a while, MLflow or the object store: killed, or silent. The same command is given again
 until it is done. In the end points, records, results and MLflow's runs are held against the undisturbed ones:
-nothing but clocks may differ, and nothing may be left running. What is random is addressed by ``--seed``: a round can be had
-again, as far as the machine's pace allows.
+nothing but clocks may differ, and nothing may be left running. What is random is addressed by ``--seed``: a
+round can be had again, as far as the machine's pace allows.
 
     space         Optuna proposes and ASHA stops, on simulated trials
     arms          real training: arms that share their beginning, two seeds

@@ -26,10 +26,12 @@ from hasten.sweeps.statistics.outcomes import unfinished
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import sources
 from hasten.trainers.job import Job
+from hasten.trainers.patience import patiently
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
 
+_PATIENCE: Final = 60.0  # seconds for which the store may be away when a trial is to start
 _READERS: Final = 16  # files of the store that are read at once
 _OF_DATA: Final = {"data", "model", "diffusion", "conditioning", "eval"}  # what must fit the data
 
@@ -90,7 +92,7 @@ class Study:
             self.plan,
             proposals(study, base),
             bind=self.job,
-            result_of=lambda job: RunStore(job.uri).result(),
+            result_of=lambda job: patiently(RunStore(job.uri).result, seconds=_PATIENCE),
             ledger=ledger,
             rule=rule,
             donors=shared,

@@ -20,6 +20,7 @@ from hasten.sweeps.conducting.shelf import Place, Shelf
 from hasten.sweeps.records import TrialRecord
 from hasten.sweeps.searching.proposals import Point
 from hasten.trainers.errors import Fault, HastenError
+from hasten.trainers.patience import patiently
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ BEAT: Final = 15.0
 StudyState = Literal["running", "finished", "stopped"]
 
 _NOTE: Final = "study.json"
+_PATIENCE: Final = 600.0  # seconds for which the store may be away in mid-study
 
 
 class StoredPoint(BaseModel):
@@ -91,8 +93,9 @@ class StudyNote(BaseModel):
 class Ledger:
     """What is known of a study, in a folder of the store; to be closed when it was written to.
 
-    Writing happens in a thread of its own, in order: nobody waits for a bucket. What could not be written
-    is raised as the ``Fault`` that it was at the next call of a method that writes, or of ``close``.
+    Writing happens in a thread of its own, in order: nobody waits for a bucket, which may be away for
+    minutes. What could not be written is raised as the ``Fault`` that it was at the next call of a method
+    that writes, or of ``close``.
 
     Args:
         place: the study's folder.
@@ -106,6 +109,7 @@ class Ledger:
         self._points = Shelf(place, "points", StoredPoint)
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._closing = threading.Event()
         self._failure: Exception | None = None
         self._note: StudyNote | None = None
 
@@ -157,6 +161,7 @@ class Ledger:
     def close(self) -> None:
         """Wait until everything is written, and gather it: reading it again is quick."""
         if self._writer is not None:
+            self._closing.set()
             self._tasks.put(self._trials.gather)
             self._tasks.put(self._points.gather)
             self._tasks.put(None)
@@ -187,7 +192,7 @@ class Ledger:
             if task is None:
                 return
             try:
-                task()
+                patiently(task, seconds=_PATIENCE, enough=self._closing)
             except Exception as error:
                 self._failure = self._failure or error
             if time.monotonic() >= due:
