@@ -6,8 +6,8 @@
     ratios      against plain Ray Tune, with reused actors and without, and Optuna with processes
 
 A trial's overhead is the seconds that one of the two workers needs for it, less those in which it slept. It
-is taken from the end of one trial to that of another, so that a command's start and end do not count; these
-are told apart.
+is taken from the end of each worker's first trial to the end of the last of all, so that a command's start
+and end do not count; these are told apart.
 
     python tests/benchmarks/sweep_scale.py --out infra/measurements/sweep_scale.json
 """
@@ -129,16 +129,16 @@ def _size(stack: Stack, studies: Studies, services: Services, trials: int) -> di
     again = stack.run("sweep", str(study))
     compared = stack.run("compare", str(study))
     extended = stack.run("sweep", str(studies.extended(study, trials + 2)))
-    first, last = whole.marks[0], whole.marks[-1]
+    first, last = whole.steady
     return {
         "trials": trials,
         "seconds": whole.seconds,
-        "until_first_end": first.moment - whole.began,
+        "until_first_end": whole.marks[0].moment - whole.began,
         "after_last_end": whole.ended - last.moment,
         "overhead": pace(whole) - useful(whole),
         "breakdown": breakdown(whole, services, study.stem),
         "cpu_seconds": spent(first, last),
-        "cpu_seconds_by_tenth": [spent(*pair)["all"] for pair in itertools.pairwise(whole.marks[1:])],
+        "cpu_seconds_by_tenth": [spent(*pair)["all"] for pair in itertools.pairwise(whole.marks[WORKERS:])],
         "driver_peak_mib": whole.peak_mib,
         "driver_kib_a_trial": _kib(first, last, "driver"),
         "head_kib_a_trial": _kib(first, last, "head"),
@@ -163,7 +163,7 @@ def goodput(stack: Stack, studies: Studies, trials: int, seconds: float) -> dict
         "trials": trials,
         "steady": _judged(slept / pace(watched), GOODPUT.get(seconds)),
         "of_the_command": slept * trials / (WORKERS * watched.seconds),
-        "cpu_seconds": spent(watched.marks[0], watched.marks[-1]),
+        "cpu_seconds": spent(*watched.steady),
     }
 
 
@@ -177,7 +177,7 @@ def _judged(value: float, aim: Aim | None) -> dict[str, Any]:
 
 def pace(watched: Watched) -> float:
     """Seconds that a worker needs for a trial, from one end to the next."""
-    first, last = watched.marks[0], watched.marks[-1]
+    first, last = watched.steady
     return WORKERS * (last.moment - first.moment) / (last.trials - first.trials)
 
 
@@ -244,7 +244,7 @@ def _theirs(arguments: Sequence[str], trials: int, seconds: float) -> Work:
     command += ["--trials", str(trials), "--seconds", str(seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
     ends = json.loads(done.stdout.splitlines()[-1])
-    needed = WORKERS * (ends[-1] - ends[0]) / (len(ends) - 1)
+    needed = WORKERS * (ends[-1] - ends[WORKERS - 1]) / (len(ends) - WORKERS)  # as Watched.steady
     return _work(needed, seconds)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import psutil
+from other_sweeps import WORKERS
 
 from hasten.platform.stack import processes
 
@@ -51,7 +52,7 @@ class Mark:
 class Watched:
     """A command that has ended. Moments are the machine's monotonic clock.
 
-    ``marks`` were made while trials ran, the first and the last when the first and the last was over.
+    ``marks`` were made while trials ran: when each worker had done its first, now and then, and at the end.
     ``asked`` is what MLflow was asked for; ``found`` what ``--json`` prints.
     """
 
@@ -66,6 +67,15 @@ class Watched:
     @property
     def seconds(self) -> float:
         return self.ended - self.began
+
+    @property
+    def steady(self) -> tuple[Mark, Mark]:
+        """When each worker had done its first trial, and when the last was over.
+
+        Workers that go in step end together: counted from the first end of all, one trial would seem to have
+        taken no time.
+        """
+        return next(mark for mark in self.marks if mark.trials >= WORKERS), self.marks[-1]
 
     def when(self, text: str) -> float:
         """Seconds from the start until a line with ``text`` came."""
@@ -131,7 +141,7 @@ class Stack:
         seen.lines.append((moment, line))
         if found := _OVER.match(line):
             over, of = map(int, found.groups())
-            if not seen.marks or over == of or over % max(1, of // _LOOKS) == 0:
+            if over <= WORKERS or over == of or over % max(1, of // _LOOKS) == 0:
                 seen.marks.append(Mark(moment=moment, trials=over, used=self.used(driver)))
 
 
