@@ -183,10 +183,11 @@ class Halving(_Rule):
         before = own.values[-2][0] if len(own.values) > 1 else 0
         images, value = own.values[-1]
         bracket = self.bracket(own.number, own.total)
+        passed = [rung for rung in self.rungs(own.total)[bracket:] if before < rung <= images]
+        if not passed:
+            return None
         peers = [other for other in others if self.bracket(other.number, own.total) == bracket]
-        for rung in self.rungs(own.total)[bracket:]:
-            if not before < rung <= images:
-                continue
+        for rung in passed:
             # Of each trial that came as far, the value at its first evaluation at or after the rung.
             reached = [next((one for at, one in peer.values if at >= rung), None) for peer in peers]
             losses = sorted(self._loss(one) for one in [value, *reached] if one is not None)
