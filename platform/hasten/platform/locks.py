@@ -1,14 +1,22 @@
-"""One process at a time on this machine: a lock that dies with its owner, also by ``kill -9``."""
+"""One process at a time: a lock that dies with its owner, also by ``kill -9``; elsewhere, signs of life."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
+import psutil
+
+from hasten.sweeps.conducting.ledger import StudyNote
 from hasten.trainers.errors import Fault
+
+_SECONDS_BETWEEN_LOOKS: Final = 5.0
 
 
 class Busy(Fault):
@@ -41,3 +49,37 @@ def only_one(path: Path, *, what: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def only_driver(note: Callable[[], StudyNote | None], *, say: Callable[[str], None]) -> None:
+    """Wait until a study's last driver, perhaps killed on another machine, has been silent for long.
+
+    Nothing on this machine tells whether a process of another one lives: only that it goes on giving signs
+    of life does. Two commands that start within seconds of each other are not told apart.
+
+    Args:
+        note: reads the study's note.
+        say: is told, once, what is waited for.
+
+    Raises:
+        Busy: it lives.
+    """
+    first = last = note()
+    is_told = False
+    while first is not None and last is not None and last.is_alive() and not _is_gone(last):
+        what = f"study {last.name}"
+        if last.heartbeat > first.heartbeat:
+            problem = f"is being run by process {last.pid} on {last.host}"
+            raise Busy(what, problem, f"Wait for it, or stop it; `hasten status {last.name}` follows it.")
+        if not is_told:
+            is_told = True
+            say(f"{what} was being run on {last.host} a moment ago; waiting until that is over for sure")
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        last = note()
+
+
+def _is_gone(note: StudyNote) -> bool:
+    """Whether who wrote it is known to be gone: an earlier life of this process, or of this machine."""
+    if note.host != socket.gethostname():
+        return False
+    return note.pid == os.getpid() or not psutil.pid_exists(note.pid)

@@ -13,7 +13,7 @@ from rich.console import Console
 from hasten.platform import progress, settings, study_reports
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import FINGERPRINT, TRIAL
-from hasten.platform.locks import only_one
+from hasten.platform.locks import only_driver, only_one
 from hasten.platform.reconciliation import STATUS, Seen
 from hasten.platform.search_view import SearchView
 from hasten.platform.signals import stop_on_signal
@@ -48,6 +48,8 @@ def sweep(plan: Plan, *, console: Console) -> tuple[dict[str, Any], StudyReport]
     name = plan.study.name
     with only_one(settings.home() / "locks" / f"study-{name}", what=f"study {name}"):
         study = bind(plan, console=console)
+        with study.ledger() as ledger:
+            only_driver(ledger.note, say=lambda text: console.print(text, soft_wrap=True))
         conductor = study.conductor()
         try:
             now = _now(conductor)
