@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
 from hasten.platform import analyzing, stack_cli, store_cli
+from hasten.platform.saying import say
 from hasten.trainers import config
 from hasten.trainers.errors import ConfigError, Fault, HastenError
 
@@ -327,9 +327,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except HastenError as error:
-        Console(stderr=True, highlight=False).print(
-            Text.assemble(("error ", "bold red"), str(error)), soft_wrap=True
-        )
+        say(error)
         sys.exit(error.exit_code)
     except _UsageError as error:
         error.show()

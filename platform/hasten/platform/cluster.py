@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -21,7 +21,7 @@ from ray._private import ray_constants
 
 from hasten.platform.services import Services
 from hasten.platform.settings import home
-from hasten.trainers.errors import ConfigError, Fault
+from hasten.trainers.errors import ConfigError, Fault, Stopped
 
 # What workers of a foreign cluster must know to find the object store and MLflow. Addresses only: their
 # credentials are the cluster's own.
@@ -32,6 +32,7 @@ _REFUSALS: Final = ("InvalidAuthToken", "Unauthenticated", "authentication")
 
 SECONDS_OF_SILENCE: Final = 20.0
 _SECONDS_BETWEEN_KNOCKS: Final = 2.0
+_SECONDS_TO_LEAVE: Final = 15.0
 
 _log = logging.getLogger(__name__)
 
@@ -69,11 +70,13 @@ def attach(services: Services) -> None:
 
 
 @contextlib.contextmanager
-def watched(services: Services) -> Iterator[threading.Event]:
+def watched(services: Services, last_words: Callable[[], None]) -> Iterator[threading.Event]:
     """An event that is set once nobody has answered at the cluster's address for ``SECONDS_OF_SILENCE``.
 
     Ray itself waits for a minute, as a head that keeps its books elsewhere may come back, and then ends this
-    process without a word to anybody.
+    process without a word to anybody. Until then a thread that asks it for anything hangs. So where the block
+    has not ended ``_SECONDS_TO_LEAVE`` after the event, ``last_words`` is called from another thread, and
+    this process ends as one that was stopped.
     """
     lost, over = threading.Event(), threading.Event()
 
@@ -91,7 +94,12 @@ def watched(services: Services) -> Iterator[threading.Event]:
                     services.ray_address,
                 )
                 lost.set()
-                return
+                break
+        if lost.is_set() and not over.wait(_SECONDS_TO_LEAVE):
+            try:
+                last_words()
+            finally:
+                os._exit(Stopped.exit_code)  # Ray would hold up every other way out
 
     threading.Thread(target=watch, name="ray-watch", daemon=True).start()
     try:

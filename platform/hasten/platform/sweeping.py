@@ -15,6 +15,7 @@ from hasten.platform.identities import OpenRun
 from hasten.platform.identity import FINGERPRINT, TRIAL
 from hasten.platform.locks import only_driver, only_one
 from hasten.platform.reconciliation import STATUS, Seen
+from hasten.platform.saying import say
 from hasten.platform.search_view import SearchView
 from hasten.platform.signals import stop_on_signal
 from hasten.platform.studies import Standing, Study, bind, outcome
@@ -28,6 +29,7 @@ from hasten.trainers.specs import flatten
 from hasten.trainers.tracker import EVAL_FRECHET, EVAL_LOSS, TRAIN_LOSS, EndStatus, Tracker
 
 if TYPE_CHECKING:
+    from hasten.platform.tracker import MlflowTracker
     from hasten.sweeps.attempt import Task  # with torch
     from hasten.sweeps.conducting.terms import Assignment
 
@@ -71,7 +73,7 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
         left = now.planned - len(now.records)
         console.print(f"{study.name}: {left} trials to run, {len(now.records)} over already")
         console.print(f"watch it at {study.tracking.link(study.name)}", soft_wrap=True)
-        _run(study, conductor, track.run_id, console)
+        _run(study, conductor, track, console)
         now = _now(conductor)
         settle(study, now, track.run_id)
         share_view(study, image_step=max(trial.spec.budget.images for trial in now.trials))
@@ -85,9 +87,7 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
     again = [record.trial for record in now.in_order() if record.failure in ("lost", "data", "program")]
     track.close("failed" if again else "finished" if now.is_finished else "stopped")
     if not now.is_finished:
-        why = conductor.why_stopped or "stopped"
-        problem = f"{why}; {len(now.records)} of {now.planned} trials are over"
-        raise Stopped(study.name, problem, "The same command goes on with the others.")
+        raise _stopped(study, conductor)
     if again:
         problem = f"{len(again)} of {now.planned} trials failed: {', '.join(again[:10])}"
         raise Fault(study.name, problem, "The same command tries them again.")
@@ -117,7 +117,7 @@ def _require_cluster(study: Study) -> None:
     ray_tune.concurrency(study.plan.study.execution)
 
 
-def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Console) -> None:
+def _run(study: Study, conductor: Conductor, track: MlflowTracker, console: Console) -> None:
     """Run the trials that are left, until all are over or somebody says to stop."""
     if conductor.over:
         return
@@ -126,40 +126,55 @@ def _run(study: Study, conductor: Conductor, parent_run_id: str, console: Consol
     from hasten.sweeps.floor import Event
 
     records = conductor.roster.records
-    try:
-        with (
-            progress.board(console, study.name, conductor.planned) as board,
-            SearchView(settings.load().database, study.plan.study, lambda: records().values()) as view,
-            stop_on_signal() as stop,
-            cluster.watched(study.services) as lost,
-        ):
-            shown = 0.0
+    silence = f"Ray at {study.services.ray_address} does not answer any more"
 
-            def observe(event: Event) -> None:
-                nonlocal shown
-                view.look()
-                if event.state != "running":
-                    board.ended(conductor.roster.view(event.trial), conductor.snapshot())
-                elif console.is_terminal and time.monotonic() - shown >= _SECONDS_BETWEEN_LOOKS:
-                    shown = time.monotonic()
-                    board.show(conductor.snapshot())
+    def last_words() -> None:
+        conductor.stop(silence)
+        conductor.close()
+        track.close("stopped")
+        say(_stopped(study, conductor))
 
+    with (
+        progress.board(console, study.name, conductor.planned) as board,
+        SearchView(settings.load().database, study.plan.study, lambda: records().values()) as view,
+        stop_on_signal() as stop,
+        cluster.watched(study.services, last_words) as lost,
+    ):
+        shown = 0.0
+
+        def observe(event: Event) -> None:
+            nonlocal shown
+            view.look()
+            if event.state != "running":
+                board.ended(conductor.roster.view(event.trial), conductor.snapshot())
+            elif console.is_terminal and time.monotonic() - shown >= _SECONDS_BETWEEN_LOOKS:
+                shown = time.monotonic()
+                board.show(conductor.snapshot())
+
+        try:
             ray_tune.execute(
                 conductor,
                 name=study.name,
                 execution=study.plan.study.execution,
-                task=_tasks(study, parent_run_id),
+                task=_tasks(study, track.run_id),
                 scratch=cluster.scratch(study.services),
                 observe=observe,
                 stop=stop.is_set,
                 lost=lost.is_set,
             )
             if lost.is_set():
-                conductor.stop(f"Ray at {study.services.ray_address} does not answer any more")
+                conductor.stop(silence)
             elif stop.is_set():
                 conductor.stop("stopped by a signal")
-    finally:
-        cluster.detach()
+        finally:
+            cluster.detach()
+
+
+def _stopped(study: Study, conductor: Conductor) -> Stopped:
+    """Why not all trials are over."""
+    now = _now(conductor)
+    problem = f"{conductor.why_stopped or 'stopped'}; {len(now.records)} of {now.planned} trials are over"
+    return Stopped(study.name, problem, "The same command goes on with the others.")
 
 
 def _tasks(study: Study, parent_run_id: str) -> Callable[[Assignment], Task]:
