@@ -125,6 +125,6 @@ def test_a_lost_head_ends_the_command_and_nothing_else(own_home: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     plan = plans.plan(config.validate(studies.StudySpec, SLEEPS))
     found = remains.of(plan)
-    assert found.faults == []
+    assert found.faults == ()
     assert {record["state"] for record in found.records.values()} == {"finished"}
     assert len(found.records) == 8

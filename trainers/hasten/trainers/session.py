@@ -102,9 +102,13 @@ def _attempt(
     try:
         place = resumption.resume(job, parts, worker)
         resumed_from = parts.images if place else None
-        if place is not None and place.whose != "own" and worker.is_first:
-            store.inherit(RunStore(place.uri), parts.images)
-            tell(track, parts.history, parts.by_timestep, store.sheets())
+        if place is not None and worker.is_first:
+            sheets: Iterable[tuple[int, Picture]] = ()
+            if place.whose != "own":
+                store.inherit(RunStore(place.uri), parts.images)
+                sheets = store.sheets()
+            # Of its own, too: a process that was killed may not have sent all that it measured.
+            tell(track, parts.history, parts.by_timestep, sheets)
         if not parts.workers or parts.workers[-1][1] != worker.world_size:
             parts.workers.append([parts.images, worker.world_size])
         for report in parts.evaluations(job.spec.budget.images):

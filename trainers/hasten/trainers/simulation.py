@@ -49,8 +49,9 @@ def run(
     found, begin = resumption.find(job, worker), model_of(job.spec).start
     course = restored(*found) if found else Course(begun=(0, begin), loss=begin)
     place, resumed_from = (found[0], course.images) if found else (None, None)
-    if place is not None and place.whose != "own" and worker.is_first:
-        store.inherit(RunStore(place.uri), course.images)
+    if place is not None and worker.is_first:
+        if place.whose != "own":
+            store.inherit(RunStore(place.uri), course.images)
         for point in course.history:
             track.metrics(point.metrics, step=point.step)
     writer = StoreWriter(store)
