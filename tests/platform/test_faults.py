@@ -185,6 +185,7 @@ import ray
 from hasten.platform import cluster, services, settings
 from hasten.platform.stack import processes
 from hasten.trainers import config, ray_train, session
+from hasten.trainers.datasets import sources
 from hasten.trainers.errors import HastenError
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.tracker import NullTracker

@@ -203,3 +203,11 @@ def test_a_study_with_other_arms_is_the_same_study():
         experiment="s", name="s (2 arms)", kind="study", tags={"hasten.study": "s", "hasten.fingerprint": "f"}
     )
     assert first.slug() == second.slug()
+
+
+def test_a_segment_whose_removal_was_killed_is_removed(tmp_path: Path) -> None:
+    segment = Segment.create(tmp_path / "run", header={"attempt": 1})
+    segment.release()
+    (segment.folder / "header.json").unlink()
+    assert list(spool.abandoned(tmp_path / "run")) == []
+    assert not (tmp_path / "run").exists()

@@ -86,7 +86,11 @@ class Segment:
         if not (folder / _LOG).exists():  # removed between opening and locking
             log.close()
             return None
-        return cls(folder, log)
+        found = cls(folder, log)
+        if not (folder / _HEADER).exists():  # its process was killed while it removed what had been sent
+            found.remove()
+            return None
+        return found
 
     def header(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.folder / _HEADER).read_text(encoding="utf-8"))
