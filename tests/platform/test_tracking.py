@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 
 from hasten.platform import shared_view
-from hasten.platform.tracking import Dataset, RunIdentity, Tracking, round_trip
+from hasten.platform.tracking import Dataset, RunIdentity, Tracking, _Mlflow, round_trip
 from hasten.trainers.errors import ConfigError, Fault
 
 pytestmark = pytest.mark.stack
@@ -252,6 +252,36 @@ def test_resuming_from_an_earlier_checkpoint_leaves_neither_gap_nor_duplicate(tr
     second.close("finished")
     assert steps(client, second.run_id, "train/loss") == list(range(151))
     assert len(images(client, second.run_id)) == 1
+
+
+def test_a_close_in_mid_request_makes_nobody_send_its_points_again(
+    server, tracking, client, study, monkeypatch
+):
+    identity, asked, answered = trial_of(study, "slow"), threading.Event(), threading.Event()
+    log = _Mlflow.log
+
+    def slow(self, *points):
+        is_first = not asked.is_set()
+        asked.set()
+        if is_first:
+            time.sleep(3.0)
+        log(self, *points)
+        if is_first:
+            answered.set()
+
+    monkeypatch.setattr(_Mlflow, "log", slow)
+    hasty = Tracking(server.uri, tracking.spool, close_seconds=0.5)
+    first = hasty.open(identity)
+    first.metrics({"eval/loss": 0.5}, step=64)
+    assert asked.wait(20)
+    first.close("failed")
+    second = tracking.open(identity)  # the server still works on the request of the first one
+    second.metrics({"eval/loss": 0.5}, step=64)
+    second.metrics({"eval/loss": 0.4}, step=128)
+    second.close("finished")
+    assert answered.wait(20)
+    assert second.run_id == first.run_id
+    assert steps(client, second.run_id, "eval/loss") == [64, 128]
 
 
 @pytest.mark.parametrize("how", [{}, {"required": False, "fresh": True}], ids=["looked for", "fresh"])

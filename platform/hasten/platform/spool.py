@@ -205,7 +205,16 @@ def runs(spool: Path) -> list[Path]:
 
 def is_alive(run_folder: Path) -> bool:
     """Whether a living process of this machine is tracking the run."""
-    for folder in segments(run_folder):
+    return _has_living(segments(run_folder))
+
+
+def has_living_before(folder: Path) -> bool:
+    """Whether somebody on this machine still holds an older segment of the same run."""
+    return _has_living([each for each in segments(folder.parent) if each.name < folder.name])
+
+
+def _has_living(folders: list[Path]) -> bool:
+    for folder in folders:
         segment = Segment.claim(folder)
         if segment is None and (folder / _LOG).exists():
             return True

@@ -23,7 +23,7 @@ from hasten.platform.identity import RunIdentity
 from hasten.platform.outage import Gone, Refused, Unreachable
 from hasten.platform.scores import Scores
 from hasten.platform.shipment import Door, Shipment
-from hasten.platform.spool import Entry, Segment, abandoned
+from hasten.platform.spool import Entry, Segment, abandoned, has_living_before
 from hasten.trainers.tracker import EndStatus
 
 THREAD_NAME: Final = "hasten-tracker"
@@ -32,6 +32,7 @@ SEND_SECONDS: Final = (1.0, 5.0)  # between two looks: a young run is watched, a
 MAX_QUEUED: Final = 100_000
 MAX_QUEUED_BYTES: Final = 256 * 2**20
 _BACKOFF_SECONDS: Final = (0.5, 15.0)
+_PREDECESSOR_SECONDS: Final = 90.0  # a request to a server that hangs, and its repetition, end before
 _HOPELESS_SECONDS: Final = 5.0  # how long close waits for a server that has been down for longer than that
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,8 @@ class MlflowTracker:
         self._sent.set()
 
     def _connect(self) -> deque[Shipment]:
-        """Reach the run, learn what it has, and take over what its dead processes left."""
+        """Reach the run, learn what it has, and take over what earlier trackers left."""
+        self._await_predecessor()
         if not self.run_id:
             fresh, self._fresh = self._fresh, False  # it may be made although no answer comes
             run_id, self._attempt = self._door.attempt(self._identity, fresh=fresh)
@@ -213,6 +215,16 @@ class MlflowTracker:
             for segment in abandoned(self._run_folder)
         ]
         return deque([*left, Shipment(self._door, self.run_id, scores, self._segment)])
+
+    def _await_predecessor(self) -> None:
+        """Let an earlier tracker of this run, closed while it was sending, come to the end of its request.
+
+        What the run has must be asked for after that, or the points of that request would be sent again.
+        """
+        deadline = time.monotonic() + _PREDECESSOR_SECONDS
+        while has_living_before(self._segment.folder) and time.monotonic() < deadline:
+            if self._given_up.wait(FLUSH_SECONDS):
+                raise Unreachable("an earlier tracker of this run waits for its answer")
 
     def _say_down(self, trouble: Unreachable) -> None:
         if self._down_since is None:
