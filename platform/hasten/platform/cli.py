@@ -154,12 +154,12 @@ def compare(
 @app.command(rich_help_panel="Keep models fresh")
 def retrain(pipeline: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
     """One idempotent tick: train on the current data if something changed, promote if it is better."""
-    from hasten.platform.retraining import pipeline as pipelines
+    from hasten.platform import pipeline as pipelines
 
     spec = pipelines.load(pipeline, config.parse_overrides(set or []))
-    from hasten.platform.retraining import tick  # with torch and MLflow: not for a file with a mistake in it
+    from hasten.platform import retraining  # with torch and MLflow: not for a file with a mistake in it
 
-    found = tick.tick(spec, dry_run=dry_run, console=console(json))
+    found = retraining.tick(spec, dry_run=dry_run, console=console(json))
     console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
     finish(found, json)
 

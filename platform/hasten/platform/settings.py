@@ -32,16 +32,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "HASTEN_DATABASE": "database",
 }
 # Not settings: where the state lies, where infra/run.py installs, the marks of the stack's processes.
-OTHER_VARIABLES: Final = frozenset(
-    {
-        "HASTEN_HOME",
-        "HASTEN_VENV",
-        "HASTEN_STACK",
-        "HASTEN_STACK_PART",
-        "HASTEN_WEBHOOK_URL",
-        "HASTEN_WEBHOOK_SECRET",
-    }
-)
+OTHER_VARIABLES: Final = frozenset({"HASTEN_HOME", "HASTEN_VENV", "HASTEN_STACK", "HASTEN_STACK_PART"})
 
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _TRACKING = re.compile(r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://", re.IGNORECASE)
@@ -141,8 +132,6 @@ class Settings(Spec):
         scheme, separator, rest = value.partition("://")
         if not separator or not re.match(r"^(sqlite|postgresql)(\+\w+)?$", scheme):
             raise ValueError("must be an SQLAlchemy URL that starts with sqlite:// or postgresql://")
-        if not scheme.startswith("sqlite"):
-            _no_password(None, urlsplit(value).password, "PGPASSWORD or a ~/.pgpass")
         if scheme.startswith("sqlite") and rest.startswith("/") and not rest.startswith("//"):
             # Relative to the home, so that every working folder means the same file.
             return f"{scheme}:///{home() / rest[1:]}"

@@ -18,8 +18,8 @@ from rich.console import Console
 from hasten.platform import importing, settings, training
 from hasten.platform.connection import connected
 from hasten.platform.locks import Busy, only_one
+from hasten.platform.pipeline import Pipeline
 from hasten.platform.registry import Registry, Version
-from hasten.platform.retraining.pipeline import Pipeline
 from hasten.trainers import specs
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.data import BUILT_IN

@@ -1,1 +1,0 @@
-"""``hasten retrain``: keep a model fresh without anyone watching."""
