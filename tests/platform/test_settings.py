@@ -102,6 +102,7 @@ def test_database(home: Path, url: str, expected: str) -> None:
         ({"HASTEN_TRACKING_URI": "./mlruns"}, "tracking.uri", "URL of an MLflow server"),
         ({"HASTEN_TRACKING_URI": "https://me:pw@host"}, "tracking.uri", "MLFLOW_TRACKING_USERNAME"),
         ({"HASTEN_DATABASE": "mysql://host/x"}, "database", "sqlite:// or postgresql://"),
+        ({"HASTEN_DATABASE": "postgresql://me:pw@host/x"}, "database", "PGPASSWORD"),
     ],
 )
 def test_bad_variables(home: Path, variables: dict[str, str], subject: str, words: str) -> None:

@@ -132,6 +132,8 @@ class Settings(Spec):
         scheme, separator, rest = value.partition("://")
         if not separator or not re.match(r"^(sqlite|postgresql)(\+\w+)?$", scheme):
             raise ValueError("must be an SQLAlchemy URL that starts with sqlite:// or postgresql://")
+        if not scheme.startswith("sqlite"):
+            _no_password(None, urlsplit(value).password, "PGPASSWORD or a ~/.pgpass")
         if scheme.startswith("sqlite") and rest.startswith("/") and not rest.startswith("//"):
             # Relative to the home, so that every working folder means the same file.
             return f"{scheme}:///{home() / rest[1:]}"
