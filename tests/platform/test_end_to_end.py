@@ -317,6 +317,51 @@ def test_a_retraining_tick_trains_promotes_and_then_rests(stack: Services) -> No
     assert str(champion.version) == "1"
 
 
+def tick_of(name: str) -> list[str]:
+    """Arguments of a tick of a pipeline and a model of its own."""
+    tiny = {"budget.images": 1280, "model.channels": 8, "eval.samples.images": 64}
+    return [
+        "retrain",
+        "digits",
+        *options({"name": name, "model": name, "overrides": json.dumps(tiny)}),
+        "--json",
+    ]
+
+
+def test_two_ticks_at_once_train_once(stack: Services) -> None:
+    both = [
+        subprocess.Popen(
+            command(*tick_of("twice")), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    decisions = {json.loads(out.splitlines()[-1])["decision"] for out, _ in told}
+    assert "promoted" in decisions
+    assert decisions <= {"promoted", "running", "unchanged"}  # the last: it came when the other one was done
+    assert len(decisions) == 2
+    assert len(MlflowClient(stack.tracking_uri).search_model_versions("name = 'twice'")) == 1
+    story = found(hasten(*tick_of("twice"), "--history"))["ticks"]
+    assert {tick["decision"] for tick in story} == decisions
+    assert [tick["pipeline"] for tick in story] == ["twice", "twice"]
+
+
+def test_a_killed_tick_is_gone_on_with(stack: Services) -> None:
+    process = subprocess.Popen(command(*tick_of("killed")), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    wait_until(lambda: "to go" in process.stderr.readline())
+    process.kill()
+    process.wait()
+    after = found(hasten(*tick_of("killed")))
+    assert (after["decision"], after["version"]) == ("promoted", "1")
+    story = found(hasten(*tick_of("killed"), "--history"))["ticks"]
+    assert [tick["decision"] for tick in story] == ["died", "promoted"]
+    client = MlflowClient(stack.tracking_uri)
+    experiment = client.get_experiment_by_name("retrain-killed")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message", "code"),
     [

@@ -152,13 +152,23 @@ def compare(
 
 
 @app.command(rich_help_panel="Keep models fresh")
-def retrain(pipeline: str, set: Overrides = None, dry_run: DryRun = False, json: Json = False) -> None:  # noqa: A002
+def retrain(
+    pipeline: str,
+    set: Overrides = None,  # noqa: A002
+    dry_run: DryRun = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show the ticks so far, and do nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """One idempotent tick: train on the current data if something changed, promote if it is better."""
     from hasten.platform import pipeline as pipelines
 
     spec = pipelines.load(pipeline, config.parse_overrides(set or []))
     from hasten.platform import retraining  # with torch and MLflow: not for a file with a mistake in it
 
+    if history:
+        return finish(retraining.history(spec, console=console(json)), json)
     found = retraining.tick(spec, dry_run=dry_run, console=console(json))
     console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
     finish(found, json)

@@ -1,0 +1,230 @@
+"""Leases and the ledger of ticks, on SQLite and on a real PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, update
+from sqlalchemy.exc import OperationalError
+
+from hasten.platform import database, leases
+from hasten.platform.leases import _LEASES, Lost
+from hasten.platform.locks import Busy
+from hasten.platform.ticks import Ledger
+from hasten.trainers.errors import ConfigError, Fault
+
+
+def nothing() -> None:
+    """A holder that does not mind."""
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The URL of a server of our own; only its owner's loopback is trusted."""
+    if shutil.which("initdb") is None or shutil.which("postgres") is None:
+        pytest.skip("PostgreSQL is not installed")
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    with tempfile.TemporaryDirectory(prefix="hasten-pg-") as folder:
+        if os.geteuid() == 0:
+            shutil.chown(folder, user, user)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
+        files = ["-D", f"{folder}/data"]
+        subprocess.run(
+            ["initdb", *files, "-U", "hasten", "-A", "trust", "-N"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            **as_user,
+        )
+        command = ["postgres", *files, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
+        with Path(folder, "log").open("w") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)
+        try:
+            url = f"postgresql://hasten@127.0.0.1:{port}/postgres"
+            waiting = create_engine(url.replace("://", "+psycopg://"))
+            for _ in range(200):
+                with suppress(OperationalError), waiting.connect():
+                    break
+                time.sleep(0.1)
+            waiting.dispose()
+            yield url
+        finally:
+            server.send_signal(signal.SIGQUIT)
+            server.wait(20)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgresql"))
+    return f"sqlite:///{tmp_path}/new/folder/hasten.db"
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    made = database.opened(url)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.node.name)
+
+
+def take(engine: Engine, name: str, **more: object) -> ExitStack:
+    stack = ExitStack()
+    stack.lease = stack.enter_context(  # type: ignore[attr-defined]
+        leases.held(engine, name, what="the pipeline", **{"on_lost": nothing, **more})  # type: ignore[arg-type]
+    )
+    return stack
+
+
+def move_away(engine: Engine, name: str) -> None:
+    """Let the holder be one of another machine, of which nothing is known but its signs of life."""
+    elsewhere = json.dumps({"host": "elsewhere", "space": "", "pid": 1, "began": 0.0})
+    with database.writing(engine) as connection:
+        connection.execute(update(_LEASES).where(_LEASES.c.name == name).values(holder=elsewhere))
+
+
+def test_there_is_one_holder_and_every_next_one_has_a_larger_token(engine: Engine, name: str) -> None:
+    with take(engine, name) as first:
+        first.lease.check()
+        with pytest.raises(Busy, match=f"the pipeline: is being run by process {os.getpid()} on "):
+            take(engine, name)
+    with take(engine, name) as second:
+        assert second.lease.token > first.lease.token
+        with pytest.raises(Lost, match="taken over"):
+            first.lease.check()
+
+
+ROUNDS = 15
+_together: threading.Barrier
+
+
+def _enter(barrier: threading.Barrier) -> None:
+    global _together
+    _together = barrier
+
+
+def _race(url: str) -> list[int | None]:
+    """The tokens that this process got, None where another one was first."""
+    engine, tokens = database.opened(url), []
+    for number in range(ROUNDS):
+        _together.wait(60)
+        try:
+            with leases.held(engine, f"race-{number}", what="it", on_lost=nothing) as lease:
+                tokens.append(lease.token)
+                _together.wait(60)  # nobody lets go before everybody has tried
+        except Busy:
+            tokens.append(None)
+            _together.wait(60)
+    return tokens
+
+
+def test_of_many_at_once_one_gets_it(url: str) -> None:
+    """Also where several open a new database together."""
+    context = multiprocessing.get_context("spawn")
+    barrier, racers = context.Barrier(5), 5
+    with context.Pool(racers, initializer=_enter, initargs=(barrier,)) as pool:
+        tokens = pool.map(_race, [url] * racers, chunksize=1)
+    for number, of_round in enumerate(zip(*tokens, strict=True)):
+        winners = [token for token in of_round if token is not None]
+        assert len(winners) == 1, f"round {number}: {of_round}"
+
+
+HOLDS = """
+import sys, time
+from hasten.platform import database, leases
+with leases.held(database.opened(sys.argv[1]), sys.argv[2], what="it", on_lost=print):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_holder_of_this_machine_is_followed_at_once(engine: Engine, url: str, name: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, url, name], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(Busy, match=f"process {process.pid} "):
+        take(engine, name)
+    process.kill()
+    process.wait()
+    with take(engine, name) as mine:
+        assert mine.lease.token == 2
+
+
+def test_a_silent_holder_of_another_machine_loses_it_in_time(engine: Engine, name: str) -> None:
+    told = threading.Event()
+    with take(engine, name, seconds=1.0, on_lost=told.set) as first:
+        first.lease._renew = lambda: time.sleep(2.5)
+        move_away(engine, name)
+        with pytest.raises(Busy, match="on elsewhere"):
+            take(engine, name)
+        time.sleep(1.2)
+        with take(engine, name) as second:
+            del first.lease._renew
+            assert told.wait(10), "who lost it was not told"
+            with pytest.raises(Lost):
+                first.lease.check()
+            second.lease.check()
+        # What the first one lets go of is not the second one's.
+    with take(engine, name) as third:
+        first.close()
+        third.lease.check()
+
+
+def test_signs_of_life_keep_it(engine: Engine, name: str) -> None:
+    with take(engine, name, seconds=0.8):
+        move_away(engine, name)
+        time.sleep(2.5)
+        with pytest.raises(Busy):
+            take(engine, name)
+
+
+def test_the_ledger_tells_the_story(engine: Engine, name: str) -> None:
+    ledger = Ledger(engine, name)
+    with take(engine, name) as died:
+        ledger.begin("key1", died.lease)  # and no end
+        ledger.skip("key1", "running", "somebody is at it")
+    with take(engine, name) as second:
+        number = ledger.begin("key1", second.lease)
+        ledger.end(number, second.lease, "promoted", "0.1 against 0.2", "7")
+        with pytest.raises(Lost):  # a holder that was thought dead writes nothing any more
+            ledger.end(number, died.lease, "rejected", "", None)
+        with pytest.raises(Lost):
+            ledger.begin("key2", died.lease)
+    entries = ledger.entries()
+    assert [each.decision for each in entries] == ["died", "running", "promoted"]
+    assert (entries[2].version, entries[2].reason, entries[2].key) == ("7", "0.1 against 0.2", "key1")
+    assert entries[0].token is not None
+    assert entries[1].token is None
+    assert all(each.ended is not None and each.ended >= each.began for each in entries)
+    assert ledger.entries(latest=1) == entries[-1:]
+    assert Ledger(engine, "another").entries() == []
+
+
+def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Fault, match=r"postgresql\+psycopg://me@127.0.0.1:9/x: the database failed"):
+        database.opened("postgresql://me@127.0.0.1:9/x")
+    (tmp_path / "no.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises((Fault, ConfigError), match="database failed"):
+        database.opened(f"sqlite:///{tmp_path}/no.db")
