@@ -317,9 +317,9 @@ def test_a_retraining_tick_trains_promotes_and_then_rests(stack: Services) -> No
     assert str(champion.version) == "1"
 
 
-def tick_of(name: str) -> list[str]:
+def tick_of(name: str, images: int = 1280) -> list[str]:
     """Arguments of a tick of a pipeline and a model of its own."""
-    tiny = {"budget.images": 1280, "model.channels": 8, "eval.samples.images": 64}
+    tiny = {"budget.images": images, "model.channels": 8, "eval.samples.images": 64}
     return [
         "retrain",
         "digits",
@@ -348,14 +348,14 @@ def test_two_ticks_at_once_train_once(stack: Services) -> None:
 
 
 def test_a_killed_tick_is_gone_on_with(stack: Services) -> None:
-    process = subprocess.Popen(command(*tick_of("killed")), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(*tick_of("killed", 6400)), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     wait_until(lambda: "to go" in process.stderr.readline())
     process.kill()
     process.wait()
-    after = found(hasten(*tick_of("killed")))
+    after = found(hasten(*tick_of("killed", 6400)))
     assert (after["decision"], after["version"]) == ("promoted", "1")
-    story = found(hasten(*tick_of("killed"), "--history"))["ticks"]
+    story = found(hasten(*tick_of("killed", 6400), "--history"))["ticks"]
     assert [tick["decision"] for tick in story] == ["died", "promoted"]
     client = MlflowClient(stack.tracking_uri)
     experiment = client.get_experiment_by_name("retrain-killed")
