@@ -14,8 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from sqlalchemy import Engine, create_engine, update
 from sqlalchemy.exc import OperationalError
 
 from hasten.platform import database, leases
-from hasten.platform.leases import _LEASES, Lost
+from hasten.platform.leases import _LEASES, Lease, Lost
 from hasten.platform.locks import Busy
 from hasten.platform.ticks import Ledger
 from hasten.trainers.errors import ConfigError, Fault
@@ -90,12 +90,15 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)
 
 
-def take(engine: Engine, name: str, **more: object) -> ExitStack:
-    stack = ExitStack()
-    stack.lease = stack.enter_context(  # type: ignore[attr-defined]
-        leases.held(engine, name, what="the pipeline", **{"on_lost": nothing, **more})  # type: ignore[arg-type]
-    )
-    return stack
+def take(
+    engine: Engine, name: str, *, seconds: float = leases.SECONDS, on_lost: Callable[[], None] = nothing
+) -> AbstractContextManager[Lease]:
+    return leases.held(engine, name, what="the pipeline", on_lost=on_lost, seconds=seconds)
+
+
+def refused(engine: Engine, name: str, match: str) -> None:
+    with pytest.raises(Busy, match=match), take(engine, name):
+        pass
 
 
 def move_away(engine: Engine, name: str) -> None:
@@ -107,13 +110,12 @@ def move_away(engine: Engine, name: str) -> None:
 
 def test_there_is_one_holder_and_every_next_one_has_a_larger_token(engine: Engine, name: str) -> None:
     with take(engine, name) as first:
-        first.lease.check()
-        with pytest.raises(Busy, match=f"the pipeline: is being run by process {os.getpid()} on "):
-            take(engine, name)
+        first.check()
+        refused(engine, name, f"the pipeline: is being run by process {os.getpid()} on ")
     with take(engine, name) as second:
-        assert second.lease.token > first.lease.token
+        assert second.token > first.token
         with pytest.raises(Lost, match="taken over"):
-            first.lease.check()
+            first.check()
 
 
 ROUNDS = 15
@@ -164,61 +166,76 @@ def test_a_killed_holder_of_this_machine_is_followed_at_once(engine: Engine, url
     process = subprocess.Popen([sys.executable, "-c", HOLDS, url, name], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    with pytest.raises(Busy, match=f"process {process.pid} "):
-        take(engine, name)
+    refused(engine, name, f"process {process.pid} ")
     process.kill()
     process.wait()
     with take(engine, name) as mine:
-        assert mine.lease.token == 2
+        assert mine.token == 2
 
 
-def test_a_silent_holder_of_another_machine_loses_it_in_time(engine: Engine, name: str) -> None:
-    told = threading.Event()
-    with take(engine, name, seconds=1.0, on_lost=told.set) as first:
-        first.lease._renew = lambda: time.sleep(2.5)
-        move_away(engine, name)
-        with pytest.raises(Busy, match="on elsewhere"):
-            take(engine, name)
-        time.sleep(1.2)
-        with take(engine, name) as second:
-            del first.lease._renew
-            assert told.wait(10), "who lost it was not told"
-            with pytest.raises(Lost):
-                first.lease.check()
-            second.lease.check()
-        # What the first one lets go of is not the second one's.
-    with take(engine, name) as third:
-        first.close()
-        third.lease.check()
+def test_a_silent_holder_of_another_machine_loses_it_in_time(
+    engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, silent = threading.Event(), ExitStack()
+    first = silent.enter_context(take(engine, name, seconds=1.0, on_lost=told.set))
+    monkeypatch.setattr(first, "_renew", lambda: time.sleep(2.5))
+    move_away(engine, name)
+    refused(engine, name, "on elsewhere")
+    time.sleep(1.2)
+    with take(engine, name) as second:
+        monkeypatch.undo()  # it wakes up
+        assert told.wait(10), "who lost it was not told"
+        with pytest.raises(Lost):
+            first.check()
+        silent.close()  # what it lets go of is not its own any more
+        second.check()
+        refused(engine, name, f"by process {os.getpid()} ")
 
 
 def test_signs_of_life_keep_it(engine: Engine, name: str) -> None:
     with take(engine, name, seconds=0.8):
         move_away(engine, name)
         time.sleep(2.5)
-        with pytest.raises(Busy):
-            take(engine, name)
+        refused(engine, name, "on elsewhere")
+
+
+def test_a_late_sign_of_life_does_not_undo_the_release(
+    engine: Engine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with take(engine, name, seconds=2.0) as first:
+        renew, begun = first._renew, threading.Event()
+
+        def slow() -> None:
+            begun.set()
+            time.sleep(0.5)
+            renew()
+
+        monkeypatch.setattr(first, "_renew", slow)
+        move_away(engine, name)
+        assert begun.wait(5)
+    time.sleep(1.0)  # a sign of life that is still under way would have come by now
+    with take(engine, name) as second:
+        assert second.token == 2
 
 
 def test_the_ledger_tells_the_story(engine: Engine, name: str) -> None:
     ledger = Ledger(engine, name)
     with take(engine, name) as died:
-        ledger.begin("key1", died.lease)  # and no end
+        ledger.begin("key1", died)  # and no end
         ledger.skip("key1", "running", "somebody is at it")
     with take(engine, name) as second:
-        number = ledger.begin("key1", second.lease)
-        ledger.end(number, second.lease, "promoted", "0.1 against 0.2", "7")
+        number = ledger.begin("key1", second)
+        ledger.end(number, second, "promoted", "0.1 against 0.2", "7")
         with pytest.raises(Lost):  # a holder that was thought dead writes nothing any more
-            ledger.end(number, died.lease, "rejected", "", None)
+            ledger.end(number, died, "rejected", "", None)
         with pytest.raises(Lost):
-            ledger.begin("key2", died.lease)
+            ledger.begin("key2", died)
     entries = ledger.entries()
     assert [each.decision for each in entries] == ["died", "running", "promoted"]
     assert (entries[2].version, entries[2].reason, entries[2].key) == ("7", "0.1 against 0.2", "key1")
     assert entries[0].token is not None
     assert entries[1].token is None
     assert all(each.ended is not None and each.ended >= each.began for each in entries)
-    assert ledger.entries(latest=1) == entries[-1:]
     assert Ledger(engine, "another").entries() == []
 
 
@@ -228,3 +245,15 @@ def test_a_database_that_is_away_is_told(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_bytes(b"this is no database" * 100)
     with pytest.raises((Fault, ConfigError), match="database failed"):
         database.opened(f"sqlite:///{tmp_path}/no.db")
+
+
+@pytest.mark.parametrize("url", ["postgresql://host:port/x", "postgresql+nobody://host/x"])
+def test_an_address_that_is_none_is_told(url: str) -> None:
+    with pytest.raises(ConfigError, match="database: is no address of a database"):
+        database.opened(url)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Fault, match="cannot be made"):
+        database.opened(f"sqlite:///{tmp_path}/file/hasten.db")

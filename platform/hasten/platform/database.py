@@ -1,4 +1,4 @@
-"""Our own tables at ``settings.database``: leases, the ledger of ticks, schedules. Never MLflow's.
+"""Our own tables at ``settings.database``: leases and the ledger of ticks. Never MLflow's.
 
 SQLite for one machine, PostgreSQL where several share them. A module that needs a table declares it on
 :data:`TABLES`; :func:`opened` makes what is missing.
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, MetaData, event, make_url, text
-from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from hasten.trainers.errors import ConfigError, Fault
 
@@ -27,21 +27,27 @@ def opened(url: str) -> Engine:
     """The database at an SQLAlchemy URL, with the tables that were declared so far.
 
     Raises:
-        ConfigError: there is no driver for it, or it refuses the user.
+        ConfigError: it is no such URL, there is no driver for it, or it refuses the user.
         Fault: it does not answer, or its file cannot be written.
     """
-    address = make_url(url)
-    is_file = address.get_backend_name() == "sqlite"
-    if is_file and address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-    if address.drivername == "postgresql":
-        address = address.set(drivername="postgresql+psycopg")
-    wait: dict[str, Any] = {"timeout": _WAIT} if is_file else {"connect_timeout": 10}
     try:
+        address = make_url(url)
+        is_file = address.get_backend_name() == "sqlite"
+        if is_file and address.database:
+            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        if address.drivername == "postgresql":
+            address = address.set(drivername="postgresql+psycopg")
+        wait: dict[str, Any] = {"timeout": _WAIT} if is_file else {"connect_timeout": 10}
         engine = sqlalchemy.create_engine(address, connect_args=wait, pool_pre_ping=not is_file)
     except ModuleNotFoundError as error:
         remedy = 'Install it: pip install "hasten[postgresql]".'
         raise ConfigError("database", f"needs the driver {error.name}", remedy) from None
+    except (ArgumentError, ValueError) as error:  # a port that is no number, a driver that nobody knows
+        raise ConfigError("database", f"is no address of a database: {error}") from None
+    except OSError as error:
+        raise Fault(
+            str(error.filename), f"cannot be made: {error.strerror}", "Choose another HASTEN_HOME."
+        ) from None
     if is_file:
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)

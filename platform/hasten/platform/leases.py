@@ -84,11 +84,13 @@ class Lease:
             try:
                 self._renew()
                 self._renewed = asked
+                is_lost = False
             except Lost:
-                return on_lost()
+                is_lost = True
             except HastenError:
-                if time.monotonic() - self._renewed > self._seconds:
-                    return on_lost()
+                is_lost = time.monotonic() - self._renewed > self._seconds
+            if is_lost and not self._over.is_set():
+                return on_lost()
 
     def _renew(self) -> None:
         with database.writing(self._engine) as connection:
@@ -96,7 +98,6 @@ class Lease:
             _set(connection, self.name, expires=database.now(connection) + self._seconds)
 
     def _release(self) -> None:
-        self._over.set()
         with suppress(HastenError), database.writing(self._engine) as connection:
             self.guard(connection)
             _set(connection, self.name, expires=0.0)
@@ -120,10 +121,13 @@ def held(
         Fault: the database failed.
     """
     lease = Lease(engine, name, _acquired(engine, name, what, seconds), seconds=seconds)
-    threading.Thread(target=lease._keep, args=(on_lost,), name=f"lease-{name}", daemon=True).start()
+    keeper = threading.Thread(target=lease._keep, args=(on_lost,), name=f"lease-{name}", daemon=True)
+    keeper.start()
     try:
         yield lease
     finally:
+        lease._over.set()
+        keeper.join(seconds)  # a sign of life after the release would undo it
         lease._release()
 
 

@@ -7,9 +7,9 @@ whichever machines, from training the same; every tick leaves an entry in the le
 
 from __future__ import annotations
 
-import _thread
 import hashlib
 import logging
+import os
 import signal
 import tempfile
 from contextlib import ExitStack
@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hasten.platform import database, importing, leases, settings, training
 from hasten.platform.connection import connected
@@ -69,7 +70,10 @@ def tick(spec: Pipeline, *, dry_run: bool, console: Console) -> dict[str, Any]:
     job = sources.bind(run, services.storage_uri)
     key = key_of(job)
     registry = Registry(services.tracking_uri, spec.model)
-    made = (_known(key, registry) or _would(job)) if dry_run else _in_turn(spec, job, key, registry, console)
+    if dry_run:
+        made = _known(_version_of(key, registry)) or _would(job)
+    else:
+        made = _in_turn(spec, job, key, registry, console)
     return {
         "pipeline": spec.name,
         "key": key,
@@ -99,7 +103,7 @@ def history(spec: Pipeline, *, console: Console) -> dict[str, Any]:
     for each in entries:
         began = datetime.fromtimestamp(each.began, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         took = f"{each.ended - each.began:,.0f} s" if each.ended is not None else ""
-        table.add_row(began, took, each.decision or "at work", each.version or "", each.reason or "")
+        table.add_row(began, took, each.decision or "at work", each.version or "", Text(each.reason or ""))
     console.print(table if entries else f"pipeline {spec.name}: no tick yet", markup=False)
     return {"pipeline": spec.name, "ticks": [asdict(each) for each in entries]}
 
@@ -136,24 +140,23 @@ def _note_end(ledger: Ledger, entry: int, lease: Lease, error: BaseException) ->
 
 
 def _stop() -> None:
-    """What SIGTERM does: training ends at a checkpoint."""
-    _thread.interrupt_main(signal.SIGTERM)
+    """Training ends at a checkpoint, and the command in order."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _decide(
     spec: Pipeline, job: Job, key: str, registry: Registry, lease: Lease, console: Console
 ) -> Decision:
     """Do what is left to do for ``key``: train, register, judge, promote."""
-    if (known := _known(key, registry)) is not None:
-        return known
     begun = _version_of(key, registry)
+    if (known := _known(begun)) is not None:
+        return known
     version = begun or _train_and_register(spec, job, key, registry, lease, console)
     return _judge(job, version, registry, lease)
 
 
-def _known(key: str, registry: Registry) -> Decision | None:
-    """What was decided about ``key`` before."""
-    version = _version_of(key, registry)
+def _known(version: Version | None) -> Decision | None:
+    """What was decided about a version before."""
     if version is None or _DECISION not in version.tags:
         return None
     reason = f"version {version.number} was made from this data and recipe, and {version.tags[_DECISION]}"
@@ -161,6 +164,7 @@ def _known(key: str, registry: Registry) -> Decision | None:
 
 
 def _version_of(key: str, registry: Registry) -> Version | None:
+    """The version that an earlier tick made for ``key``, decided or not."""
     return next((version for version in registry.versions() if version.tags.get(_KEY) == key), None)
 
 

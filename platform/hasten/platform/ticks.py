@@ -103,12 +103,11 @@ class Ledger:
             now = database.now(connection)
             self._insert(connection, key=key, began=now, ended=now, decision=decision, reason=reason)
 
-    def entries(self, *, latest: int | None = None) -> list[Tick]:
-        """The ticks in the order of their beginning, all or the ``latest``."""
-        chosen = select(_TICKS).where(_TICKS.c.pipeline == self.pipeline).order_by(_TICKS.c.id.desc())
+    def entries(self) -> list[Tick]:
+        """The ticks in the order of their beginning."""
+        chosen = select(_TICKS).where(_TICKS.c.pipeline == self.pipeline).order_by(_TICKS.c.id)
         with database.writing(self.engine) as connection:
-            rows = connection.execute(chosen.limit(latest) if latest else chosen).mappings().all()
-        return [Tick(**row) for row in reversed(rows)]
+            return [Tick(**row) for row in connection.execute(chosen).mappings()]
 
     def _insert(self, connection: Connection, **values: Any) -> int:
         row = {"pipeline": self.pipeline, "host": socket.gethostname(), **values}
