@@ -25,7 +25,7 @@ from sqlalchemy.exc import OperationalError
 from hasten.platform import database, leases
 from hasten.platform.leases import _LEASES, Lease, Lost
 from hasten.platform.locks import Busy
-from hasten.platform.ticks import Ledger
+from hasten.platform.retraining.ledger import Ledger
 from hasten.trainers.errors import ConfigError, Fault
 
 

@@ -162,14 +162,14 @@ def retrain(
     json: Json = False,
 ) -> None:
     """One idempotent tick: train on the current data if something changed, promote if it is better."""
-    from hasten.platform import pipeline as pipelines
+    from hasten.platform.retraining import pipeline as pipelines
 
     spec = pipelines.load(pipeline, config.parse_overrides(set or []))
-    from hasten.platform import retraining  # with torch and MLflow: not for a file with a mistake in it
+    from hasten.platform.retraining import tick  # with torch and MLflow: not for a file with a mistake in it
 
     if history:
-        return finish(retraining.history(spec, console=console(json)), json)
-    found = retraining.tick(spec, dry_run=dry_run, console=console(json))
+        return finish(tick.history(spec, console=console(json)), json)
+    found = tick.tick(spec, dry_run=dry_run, console=console(json))
     console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
     finish(found, json)
 

@@ -31,8 +31,18 @@ VARIABLES: Final[Mapping[str, str]] = {
     "HASTEN_RAY_ADDRESS": "ray.address",
     "HASTEN_DATABASE": "database",
 }
-# Not settings: where the state lies, where infra/run.py installs, the marks of the stack's processes.
-OTHER_VARIABLES: Final = frozenset({"HASTEN_HOME", "HASTEN_VENV", "HASTEN_STACK", "HASTEN_STACK_PART"})
+# Not settings: where the state lies, where infra/run.py installs, the marks of the stack's processes, the
+# secrets of a pipeline's webhook.
+OTHER_VARIABLES: Final = frozenset(
+    {
+        "HASTEN_HOME",
+        "HASTEN_VENV",
+        "HASTEN_STACK",
+        "HASTEN_STACK_PART",
+        "HASTEN_WEBHOOK_URL",
+        "HASTEN_WEBHOOK_SECRET",
+    }
+)
 
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
 _TRACKING = re.compile(r"^(https?|sqlite|postgresql|mysql|mssql)(\+\w+)?://", re.IGNORECASE)

@@ -27,9 +27,9 @@ from hasten.platform import database, importing, leases, settings, training
 from hasten.platform.connection import connected
 from hasten.platform.leases import Lease
 from hasten.platform.locks import Busy
-from hasten.platform.pipeline import Pipeline
 from hasten.platform.registry import Registry, Version
-from hasten.platform.ticks import Decided, Ledger
+from hasten.platform.retraining.ledger import Decided, Ledger
+from hasten.platform.retraining.pipeline import Pipeline
 from hasten.trainers import specs
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.data import BUILT_IN

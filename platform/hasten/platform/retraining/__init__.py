@@ -1,0 +1,1 @@
+"""``hasten retrain``: keep a model fresh without anyone watching."""
