@@ -395,10 +395,22 @@ def test_a_row_group_whose_pixels_are_not_its_keys_is_damaged(
         changed.rows(np.arange(50))
 
 
-def test_a_changed_set_is_not_read_as_the_planned_one(tmp_path: Path) -> None:
+def test_a_run_stays_with_its_snapshot_of_changed_data(tmp_path: Path) -> None:
+    pixels, labels = pictures(9)
+    planned = write(tmp_path, pixels, labels)
+    changed = write(tmp_path, *pictures(12, seed=1))
+    assert data.read_manifest(str(tmp_path)) == changed
+    kept = data.read(str(tmp_path), planned.digest)
+    assert kept.manifest == planned
+    assert set(map(bytes, kept.keys())) == set(map(bytes, data.shards.content_keys(pixels)))
+    assert (data.shards.content_keys(kept.rows(np.arange(9))[0]) == kept.keys()).all()
+
+
+def test_a_snapshot_that_is_gone_is_not_taken_for_another(tmp_path: Path) -> None:
     planned = write(tmp_path, *pictures(9)).digest
     write(tmp_path, *pictures(9, seed=1))
-    with pytest.raises(Fault, match="changed"):
+    (tmp_path / data.shards.snapshot_name(planned)).unlink()
+    with pytest.raises(Fault, match="nothing is kept of its snapshot"):
         data.read(str(tmp_path), planned)
 
 

@@ -17,6 +17,7 @@ from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.generation import export, sampling
 from hasten.trainers.job import Job
+from hasten.trainers.metrics import examination
 from hasten.trainers.models import networks
 from hasten.trainers.models.networks import Network
 from hasten.trainers.process import Process
@@ -199,7 +200,7 @@ def test_what_is_not_there(tmp_path: Path, spec_of: SpecOf) -> None:
     assert export.load(f"{uri}/checkpoints/{name}").images == 64
     with pytest.raises(ConfigError, match=f"these are kept: {name}"):
         export.load(f"{uri}/checkpoints/000000000001-abcdef")
-    for finished_only in (export.averaged_network, lambda uri: export.pipeline(uri, tmp_path / "out")):
+    for finished_only in (examination.trained, lambda uri: export.pipeline(uri, tmp_path / "out")):
         with pytest.raises(ConfigError, match="no finished run"):
             finished_only(uri)
     (Path(uri) / export.RECIPE).write_text(yaml.safe_dump(spec_of({"model": MLP}).model_dump(mode="json")))
@@ -218,7 +219,8 @@ def test_a_finished_run(
     list(run(job))
     result = RunStore(job.uri).result()
     assert result is not None
-    assert export.held_out_loss(job.uri, job) == pytest.approx(result.metrics["eval/loss"], rel=1e-6)
+    known = examination.trained(job.uri)
+    assert examination.Examination(job).loss(known) == pytest.approx(result.metrics["eval/loss"], rel=1e-6)
     export.pipeline(job.uri, tmp_path / "out")
     assert type(DiffusionPipeline.from_pretrained(str(tmp_path / "out"))).__name__ == "DDIMPipeline"
     card = (tmp_path / "out" / "README.md").read_text()

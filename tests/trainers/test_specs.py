@@ -87,7 +87,12 @@ KINDS = {
     "ema.kind": {"kind": "classic"},
     "eval.samples.features.kind": {"kind": "classifier"},
 }
-APART = {"name", "data.source", "start"}  # no start was no key when runs were first fingerprinted
+APART = {
+    "name",
+    "data.source",
+    "start",
+    "initial",
+}  # the last two were no keys when runs were first fingerprinted
 
 
 def flat(spec: RunSpec) -> dict[str, Any]:
@@ -123,7 +128,9 @@ def test_where_a_run_starts_is_part_of_what_it_computes(spec_of: Build) -> None:
     starts = [("a-0123456789ab", 64), ("a-0123456789ab", 128), ("a-ba9876543210", 64)]
     specs = [spec_of({"start": {"run": run, "images": images}}) for run, images in starts]
     assert len({spec.fingerprint("d") for spec in (spec_of(), *specs)}) == 4
-    assert spec_of({"start": None}).fingerprint("d") == spec_of().fingerprint("d")
+    specs += [spec_of({"initial": {"run": run}}) for run in ("a-0123456789ab", "a-ba9876543210")]
+    assert len({spec.fingerprint("d") for spec in (spec_of(), *specs)}) == 6
+    assert spec_of({"start": None, "initial": None}).fingerprint("d") == spec_of().fingerprint("d")
 
 
 @pytest.mark.parametrize(

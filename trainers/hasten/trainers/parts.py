@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,11 @@ class Parts:
         """End the threads and processes that work for this run."""
         self.reader.close()
         self.scorer.close()
+
+    def begin_with(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take over the weights of a network of the same kind, for the network and its averages."""
+        self.network.load_state_dict(weights)
+        self.ema.load_state_dict([dict(weights)] * len(self.ema.networks))
 
     def restore(self, state: State) -> None:
         self.images, self.seconds = state["images"], state["seconds"]

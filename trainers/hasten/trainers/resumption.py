@@ -2,11 +2,13 @@
 
 A job's ``origin`` is a shortcut: the other run computed the same until there, so it is used where it is
 further, and done without where it cannot be read. A recipe's ``start`` is part of what is computed: weights,
-moments, averages and history are the other run's, settings this one's, and it must be there.
+moments, averages and history are the other run's, settings this one's, and it must be there. A recipe's
+``initial`` brings nothing but weights to a run that begins.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -18,7 +20,7 @@ from hasten.trainers.curriculum import Clusters, Curriculum, SecondMoment
 from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.parts import Parts
-from hasten.trainers.specs import RunSpec, Start, flatten
+from hasten.trainers.specs import Initial, RunSpec, Start, flatten
 from hasten.trainers.states import State, images_of
 from hasten.trainers.worker import Worker
 
@@ -58,6 +60,8 @@ def resume(job: Job, parts: Parts, worker: Worker) -> Place | None:
     """Put ``parts`` where the run goes on, see :func:`find`; None where that is the beginning."""
     found = find(job, worker)
     if found is None:
+        if job.spec.initial is not None:
+            _begin(job, parts, job.spec.initial)
         return None
     place, state = found
     parts.restore(_adapted(job, parts, place, state) if place.whose == "start" else state)
@@ -85,6 +89,33 @@ def _adapted(job: Job, parts: Parts, place: Place, state: State) -> State:
     if not _fits(job.spec.curriculum, _recipe(RunStore(place.uri)).curriculum):
         adapted["sampler"] = parts.sampler.state_dict()
     return adapted
+
+
+def _begin(job: Job, parts: Parts, initial: Initial) -> None:
+    """Give a run's network and its averages the averaged weights of a finished run.
+
+    Raises:
+        ConfigError: that run's network, or what it predicts, is another one.
+        Fault: there is no such finished run, or its checkpoint is damaged.
+    """
+    donor = RunStore(f"{job.storage_uri.rstrip('/')}/runs/{initial.run}")
+    result, name = donor.result(), donor.latest()
+    if result is None or name is None:
+        raise Fault("initial.run", f"there is no finished run at {donor.uri}", "Run it to its end first.")
+    theirs = RunSpec.model_validate(result.spec)
+    for key in ("model", "diffusion", "conditioning.kind"):
+        if _at(job.spec, key) != _at(theirs, key):
+            problem = f"is another one than that of {initial.run}, whose weights this run is to begin with"
+            raise ConfigError(key, problem, "Begin from scratch, or keep it as it was.")
+    try:
+        parts.begin_with(donor.load(name)["ema"][0])
+    except RuntimeError:
+        problem = f"has images or classes of other numbers than that of {initial.run}"
+        raise ConfigError("data.source", problem, "Begin from scratch.") from None
+
+
+def _at(spec: RunSpec, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), spec)
 
 
 def _search(job: Job) -> tuple[Place, State] | None:

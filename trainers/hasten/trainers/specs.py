@@ -238,6 +238,15 @@ class Start(Spec):
     images: Count
 
 
+class Initial(Spec):
+    """Begin with the averaged weights that another, finished run ended with; all else begins anew.
+
+    ``run`` is the other run's folder in the store, NAME-FINGERPRINT. Its data may be other data.
+    """
+
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}-[0-9a-f]{12}$")]
+
+
 class RunSpec(Spec):
     """One training run. See ``recipes/`` for examples and ``README.md`` for every key."""
 
@@ -254,6 +263,7 @@ class RunSpec(Spec):
     precision: Literal["fp32", "bf16"] = "fp32"
     budget: Budget
     start: Start | None = None
+    initial: Initial | None = None
     eval: Eval = Eval()
     execution: Execution = Execution()
 
@@ -268,6 +278,8 @@ class RunSpec(Spec):
             raise ValueError(
                 f"start.images: {self.start.images} leaves nothing of budget.images ({self.budget.images})"
             )
+        if self.start is not None and self.initial is not None:
+            raise ValueError("initial: means nothing beside `start`, which brings weights of its own")
         side = self.data.resolution
         if problem := architectures.fits(self.model, (1, side, side)):
             raise ValueError(f"data.resolution: {problem}")
@@ -283,8 +295,9 @@ class RunSpec(Spec):
     def identity(self, data_digest: str) -> dict[str, Any]:
         """What is computed, as plain data: the data by its digest, never by its address."""
         fields = self.model_dump(mode="json", exclude={"name", "execution"})
-        if self.start is None:  # runs were fingerprinted before there was such a key
-            del fields["start"]
+        for later in ("start", "initial"):  # runs were fingerprinted before there were such keys
+            if getattr(self, later) is None:
+                del fields[later]
         fields["data"] = self.data.model_dump(mode="json", exclude={"source"}) | {"digest": data_digest}
         return fields
 

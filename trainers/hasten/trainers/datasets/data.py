@@ -90,6 +90,15 @@ class Dataset:
         held_out = self.held_out(holdout)
         return np.arange(held_out, self.manifest.count), np.arange(held_out)
 
+    def keys(self) -> NDArray[np.uint8]:
+        """What identifies every image whatever its label, in the order of the rows: shape (n, 32)."""
+        numbers = range(len(self.manifest.shards))
+        with ThreadPoolExecutor(_CONNECTIONS) as executor:
+            parts = list(
+                executor.map(lambda number: shards.key_column(self._table(number, None, ["key"])), numbers)
+            )
+        return np.concatenate(parts)
+
     def rows(self, indices: Rows) -> tuple[Stored, Labels]:
         """Stored images (n, C, H, W) and labels (n,) at ``indices``, in any order, as copies."""
         if self.is_small:
@@ -204,16 +213,13 @@ def uri(source: str, storage_uri: str) -> str:
 
 @functools.lru_cache(maxsize=2)
 def read(location: str, digest: str) -> Dataset:
-    """The data set at a URI, which must still have this digest; a small one stays in memory for the next run.
+    """The data set at a URI as it was with this digest; a small one stays in memory for the next run.
 
     Raises:
         ConfigError: there is no data set, or its manifest is not one.
-        Fault: the storage failed, or the data set changed since the digest was taken.
+        Fault: the storage failed, or nothing is kept of that snapshot.
     """
-    manifest = read_manifest(location)
-    if manifest.digest != digest:
-        raise Fault(location, "the data set changed since this run was planned", "Run the command again.")
-    return Dataset(manifest=manifest, folder=Folder(location))
+    return Dataset(manifest=shards.read_snapshot(location, digest), folder=Folder(location))
 
 
 def to_model(stored: Stored, manifest: Manifest) -> NDArray[np.float32]:

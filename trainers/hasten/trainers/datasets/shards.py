@@ -97,7 +97,33 @@ def read_manifest(location: str) -> Manifest:
     if content is None:
         remedy = "Import one: hasten data import SRC NAME (built in: hasten data import digits)."
         raise ConfigError("data.source", f"no data set at {location}", remedy)
-    place = f"{location}/{MANIFEST}"
+    return _manifest(content, f"{location}/{MANIFEST}")
+
+
+def read_snapshot(location: str, digest: str) -> Manifest:
+    """The manifest of the data set at a URI as it was when it had this digest.
+
+    Raises:
+        ConfigError: there is no data set.
+        Fault: the storage failed, or nothing is left of that snapshot.
+    """
+    now = read_manifest(location)
+    if now.digest == digest:
+        return now
+    name = snapshot_name(digest)
+    content = Folder(location).read(name)
+    if content is None:
+        problem = f"has changed, and nothing is kept of its snapshot {digest[:12]}"
+        raise Fault(location, problem, "Train on the data as they are now.")
+    return _manifest(content, f"{location}/{name}")
+
+
+def snapshot_name(digest: str) -> str:
+    """Where a data set's folder keeps the manifest that had this digest."""
+    return f"snapshots/{digest}.json"
+
+
+def _manifest(content: bytes, place: str) -> Manifest:
     try:
         fields: Any = json.loads(content)
     except ValueError:

@@ -170,7 +170,10 @@ def finish(
         shards=tuple(shards),
         report=dict(report or {}),
     )
-    folder.write(MANIFEST, json.dumps(manifest.model_dump(mode="json"), indent=2).encode())
+    content = json.dumps(manifest.model_dump(mode="json"), indent=2).encode()
+    # A run that has begun stays with its snapshot, whatever arrives meanwhile.
+    folder.write(stored.snapshot_name(manifest.digest), content)
+    folder.write(MANIFEST, content)
     return manifest
 
 

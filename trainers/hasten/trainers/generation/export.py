@@ -22,23 +22,17 @@ from diffusers import (
 )
 from pydantic import TypeAdapter
 
-from hasten.trainers import config, posthoc, session
+from hasten.trainers import config, posthoc
 from hasten.trainers.checkpoints import RunStore
-from hasten.trainers.datasets import sources
 from hasten.trainers.diffusion import Ddpm, Diffusion, Flow
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import model_card, solvers
-from hasten.trainers.job import Job
-from hasten.trainers.metrics.evaluation import Evaluator
-from hasten.trainers.metrics.subject import subject_of
 from hasten.trainers.models import networks
 from hasten.trainers.models.architectures import Architecture
 from hasten.trainers.models.networks import Network
-from hasten.trainers.process import Process
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
-from hasten.trainers.worker import Worker
 
 RECIPE: Final = "recipe.yaml"
 """The run's resolved recipe in its folder, there from its first moment on."""
@@ -98,38 +92,6 @@ def load(uri: str, *, raw: bool = False, ema_std: float | None = None) -> Traine
         weights=described,
         result=result,
     )
-
-
-def averaged_network(run_uri: str) -> tuple[RunSpec, Network]:
-    """The recipe of a finished run, and its averaged network on the CPU.
-
-    Raises:
-        ConfigError: there is no finished run at this URI.
-        Fault: its checkpoint is damaged.
-    """
-    if RunStore(run_uri).result() is None:
-        raise ConfigError(run_uri, "has no finished run with a checkpoint")
-    trained = load(run_uri)
-    return trained.spec, trained.network
-
-
-def held_out_loss(run_uri: str, job: Job) -> float:
-    """The held-out loss of a finished run's averaged network on *another* job's data and evaluation.
-
-    Raises:
-        ConfigError: there is no finished run at this URI, or its network takes other data.
-        Fault: the data changed or is damaged.
-    """
-    spec, network = averaged_network(run_uri)
-    session.make_deterministic(job.spec.execution.threads)
-    source = sources.opened(job.data_uri, job.data_digest)
-    if sources.shape(source) != network.shape:
-        problem = f"was trained on data of shape {network.shape}, not {sources.shape(source)}"
-        raise ConfigError(run_uri, problem)
-    conditional, worker = network.classes is not None, Worker()
-    subject = subject_of(source, job.spec.eval, holdout=job.spec.data.holdout, conditional=conditional)
-    process = Process(spec.diffusion, worker.device)
-    return Evaluator(job.spec.eval, process=process, subject=subject, worker=worker).losses(network).loss
 
 
 def pipeline(run_uri: str, folder: Path) -> None:
