@@ -155,7 +155,10 @@ def compare(
 def retrain(
     pipeline: str,
     set: Overrides = None,  # noqa: A002
-    dry_run: DryRun = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Explain the decision and the cost.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train although nothing changed, under another seed.")
+    ] = False,
     history: Annotated[
         bool, typer.Option("--history", help="Show the ticks so far, and do nothing.")
     ] = False,
@@ -164,13 +167,15 @@ def retrain(
     """One idempotent tick: train on the current data if something changed, promote if it is better."""
     from hasten.platform.retraining import pipeline as pipelines
 
-    spec = pipelines.load(pipeline, config.parse_overrides(set or []))
-    from hasten.platform.retraining import tick  # with torch and MLflow: not for a file with a mistake in it
+    spec, show = pipelines.load(pipeline, config.parse_overrides(set or [])), console(json)
+    from hasten.platform.retraining import telling, tick  # with torch: not for a file with a mistake in it
 
     if history:
-        return finish(tick.history(spec, console=console(json)), json)
-    found = tick.tick(spec, dry_run=dry_run, console=console(json))
-    console(json).print(f"{found['pipeline']}: {found['decision']}: {found['reason']}")
+        return finish(telling.history(spec, console=show), json)
+    if dry_run:
+        return finish(telling.dry_run(spec, forced=force, console=show), json)
+    found = tick.tick(spec, forced=force, console=show)
+    show.print(f"{found['pipeline']}: {found['decision']}: {found['reason']}", soft_wrap=True, markup=False)
     finish(found, json)
 
 

@@ -17,6 +17,9 @@ from hasten.trainers.errors import Fault
 
 CHAMPION: Final = "champion"
 PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
+CALIBRATION: Final = "hasten.calibration"
+"""The tag of a version with the URIs of its recipe's runs under other seeds, as JSON."""
 RUN_URI: Final = "hasten.run_uri"
 """The tag of a registered version that leads to its run."""
 _OF_A_RUN: Final = re.compile(r"/runs/[^/]+-([0-9a-f]{12})(?:/|$)")
@@ -77,6 +80,11 @@ class Registry:
         with self._speaking():
             for key, value in tags.items():
                 self._client().set_model_version_tag(self.model, version.number, key, value)
+
+    def nominate(self, version: Version) -> None:
+        """Let the alias ``challenger`` name a version."""
+        with self._speaking():
+            self._client().set_registered_model_alias(self.model, CHALLENGER, version.number)
 
     def promote(self, version: Version) -> None:
         """Make a version the champion; the one that was it keeps the alias ``previous``.

@@ -44,10 +44,22 @@ def train(
     services = connected(console, tracking=True, ray=spec.execution.launcher == "ray")
     importing.ensure(spec.data.source, services.storage_uri)
     job = sources.bind(spec, services.storage_uri)
+    return run(job, services, console=console, experiment=experiment, tags=tags)
+
+
+def run(
+    job: Job,
+    services: Services,
+    *,
+    console: Console,
+    experiment: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """As :func:`train`, for a run that is bound to its data."""
     tracking = tracker_of(services)
     identity = identities.run(job, experiment=experiment, tags=tags)
     if RunStore(job.uri).result() is None:
-        launch = _locally if spec.execution.launcher == "local" else _on_ray
+        launch = _locally if job.spec.execution.launcher == "local" else _on_ray
         launch(job, tracking, identity, services, console)
     else:
         repair(job, tracking, identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -23,6 +24,7 @@ from sqlalchemy import (
 
 from hasten.platform import database
 from hasten.platform.leases import Lease
+from hasten.platform.retraining import notices
 
 Decided = Literal["promoted", "rejected", "unchanged", "not_due", "running", "failed", "stopped", "died"]
 
@@ -84,8 +86,27 @@ class Ledger:
             connection.execute(update(_TICKS).where(open_ones).values(died))
             return self._insert(connection, key=key, token=lease.token, began=now)
 
-    def end(self, number: int, lease: Lease, decision: Decided, reason: str, version: str | None) -> None:
-        """Note what the holder of the lease decided.
+    def aim(self, number: int, lease: Lease, key: str) -> None:
+        """Note what the tick turned out to be about.
+
+        Raises:
+            Lost: the lease is not ours any more.
+        """
+        with database.writing(self.engine) as connection:
+            lease.guard(connection)
+            connection.execute(update(_TICKS).where(_TICKS.c.id == number).values({"key": key}))
+
+    def end(
+        self,
+        number: int,
+        lease: Lease,
+        decision: Decided,
+        reason: str,
+        version: str | None,
+        *,
+        notice: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note what the holder of the lease decided, and what somebody is to be told of it.
 
         Raises:
             Lost: the lease is not ours any more: the entry is marked as died, or will be.
@@ -96,12 +117,26 @@ class Ledger:
             connection.execute(
                 update(_TICKS).where(_TICKS.c.id == number).values(values | {"version": version})
             )
+            if notice is not None:
+                notices.write(connection, self.pipeline, notice)
 
     def skip(self, key: str, decision: Decided, reason: str) -> None:
         """Note a tick that found another one at work."""
         with database.writing(self.engine) as connection:
             now = database.now(connection)
             self._insert(connection, key=key, began=now, ended=now, decision=decision, reason=reason)
+
+    def key_at_work(self) -> str:
+        """What the tick that works at this moment is about; empty where it does not know yet."""
+        return next((tick.key for tick in reversed(self.entries()) if tick.decision is None), "")
+
+    def decided(self, key: str) -> Tick | None:
+        """The tick that promoted or rejected what was made for ``key``."""
+        of_key = (_TICKS.c.pipeline == self.pipeline) & (_TICKS.c.key == key)
+        chosen = select(_TICKS).where(of_key & _TICKS.c.decision.in_(("promoted", "rejected")))
+        with database.writing(self.engine) as connection:
+            row = connection.execute(chosen.order_by(_TICKS.c.id)).mappings().first()
+        return None if row is None else Tick(**row)
 
     def entries(self) -> list[Tick]:
         """The ticks in the order of their beginning."""

@@ -22,12 +22,12 @@ Positive = Annotated[float, Field(gt=0.0)]
 
 
 class Trigger(Spec):
-    """When a tick trains. Whatever is asked for and true is reason enough; the data must differ, or be old.
+    """When a tick trains. Another recipe or version of hasten is always a reason; these may be, too.
 
     Attributes:
-        data_changed: the data set, recipe or version of hasten is another one than at the last decision.
-        min_new_samples: of changed data, only when so many images are new to the champion.
-        max_age: hours after which the champion is trained anew although nothing changed.
+        data_changed: the data set is another one than at the last decision.
+        min_new_samples: only when at least so many of its images were not there at the last decision.
+        max_age: hours after which the champion is trained anew, with another seed if nothing else changed.
     """
 
     data_changed: bool = True
@@ -42,7 +42,7 @@ class Origin(Spec):
         config: the pipeline's ``recipe``, the champion's own recipe, or the winner of ``study``.
         study: a study's file or shipped name. Its winner is the arm that beat the baseline, or the baseline.
         run_study: bring that study to its end on the current data first, instead of reading what it found.
-        weights: ``scratch``, or ``champion`` to start from the champion's last checkpoint.
+        weights: ``scratch``, or ``champion`` to begin with the champion's averaged weights.
     """
 
     config: Literal["recipe", "champion", "study"] = "recipe"
@@ -62,29 +62,31 @@ class Origin(Spec):
 class Gate(Spec):
     """When a challenger becomes champion.
 
-    Its held-out loss on the current data must be lower by a margin of ``deviations`` standard deviations of
-    the metric between seeds, and by ``min_improvement``. Without a known deviation nothing is promoted.
+    Its held-out loss on the current data must be lower by a margin (see ``gate.py``)
+    that luck with the seed explains badly. Where nobody knows that luck nothing is promoted.
 
     Attributes:
-        deviations: of the margin; at least 2.
-        min_improvement: a relative one, 0.01 for 1 %.
-        calibration_seeds: runs of the challenger's recipe under other seeds that measure the deviation where
-            no study did; 0 for none.
+        deviations: standard deviations between seeds that the margin has at least.
+        confidence: that two runs of one recipe do not differ by the margin in the challenger's favour.
+        min_improvement: a relative one on top, 0.01 for 1 %.
+        calibration_seeds: runs of the champion's recipe under other seeds, which measure the deviation where
+            no study did. They are trained once, when a challenger looks better, and stay with the champion.
     """
 
     metric: Literal["eval/loss"] = EVAL_LOSS
     mode: Literal["min"] = "min"
     deviations: Annotated[float, Field(ge=2.0)] = 2.0
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
     min_improvement: Share = 0.0
-    calibration_seeds: Annotated[int, Field(ge=0)] = 3
+    calibration_seeds: Literal[0] | Annotated[int, Field(ge=3)] = 3
 
 
 class Guardrails(Spec):
     """What a challenger must keep whatever its loss. None switches one off.
 
     Attributes:
-        max_frechet_ratio: Frechet distance over the champion's.
-        min_diversity: recall, or spread of samples, over the champion's.
+        max_frechet_ratio: Fréchet distance over the champion's.
+        min_diversity: recall over the champion's.
         min_unseen: ``eval/nearest_unseen``: 1 unless training images are memorized.
         max_megabytes: of the exported pipeline.
         max_latency_ratio: seconds a sample over the champion's, both measured now and in turns.

@@ -1,81 +1,152 @@
 """``hasten retrain``: one idempotent tick that any scheduler may call.
 
-Its state is the registry's: a version is tagged with the key of what it was trained from, and with the
-decision about it. A tick that is killed anywhere is finished by the next one. A lease keeps two ticks, on
-whichever machines, from training the same; every tick leaves an entry in the ledger.
+Its state is the registry's: a version is tagged with the key of what it was trained from, with its verdict,
+and with the decision once that is carried out. A tick that is killed anywhere is finished by the next one.
+A lease keeps two ticks, on whichever machines, from training the same; every tick leaves an entry in the
+ledger.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import signal
-import tempfile
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
-from typing import Any, Final, Literal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from sqlalchemy import Engine
 
-from hasten.platform import database, importing, leases, settings, training
+from hasten.platform import database, leases, settings
 from hasten.platform.connection import connected
+from hasten.platform.identity import RunIdentity
 from hasten.platform.leases import Lease
 from hasten.platform.locks import Busy
-from hasten.platform.registry import Registry, Version
+from hasten.platform.registry import Registry
+from hasten.platform.retraining import freshness, notices
+from hasten.platform.retraining.assessment import Assessment, assess
 from hasten.platform.retraining.ledger import Decided, Ledger
+from hasten.platform.retraining.notices import Hook
 from hasten.platform.retraining.pipeline import Pipeline
-from hasten.trainers import specs
-from hasten.trainers.datasets import sources
-from hasten.trainers.datasets.data import BUILT_IN
-from hasten.trainers.errors import HastenError, Stopped
-from hasten.trainers.generation import export
-from hasten.trainers.job import Job
-from hasten.trainers.tracker import EVAL_LOSS
+from hasten.platform.retraining.triggers import NotDue
+from hasten.platform.retraining.work import Decision, Work
+from hasten.platform.services import Services
+from hasten.platform.tracking import tracker_of
+from hasten.trainers.errors import Fault, HastenError, Stopped
 
 log = logging.getLogger(__name__)
 
-_KEY: Final = "hasten.retrain.key"
-_DECISION: Final = "hasten.retrain.decision"
-_REASON: Final = "hasten.retrain.reason"
-_RUN_URI: Final = "hasten.run_uri"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """What a tick decided, and why."""
-
-    decision: Literal["promoted", "rejected", "unchanged", "not_due", "running"]
-    reason: str
-    version: str | None = None
-
-
-def tick(spec: Pipeline, *, dry_run: bool, console: Console) -> dict[str, Any]:
+def tick(pipeline: Pipeline, *, forced: bool = False, console: Console) -> dict[str, Any]:
     """Bring a pipeline up to date; what ``hasten retrain --json`` prints.
 
     Raises:
-        ConfigError: unknown or ill-typed keys of its recipe, impossible values.
-        Stopped: a signal ended the training; the next tick goes on.
+        ConfigError: unknown or ill-typed keys of its recipe, impossible values, a limit that it exceeds.
+        Stopped: a signal or a limit ended the training; the next tick goes on.
         Fault: a service failed.
     """
-    run = specs.load(spec.recipe, spec.overrides)
+    hook = notices.hook(pipeline.notify) if pipeline.notify else None
     services = connected(console, tracking=True)
-    if run.data.source in BUILT_IN and not dry_run:
-        importing.import_dataset(run.data.source, run.data.source, services.storage_uri)
-    job = sources.bind(run, services.storage_uri)
-    key = key_of(job)
-    registry = Registry(services.tracking_uri, spec.model)
-    if dry_run:
-        made = _known(_version_of(key, registry)) or _would(job)
-    else:
-        made = _in_turn(spec, job, key, registry, console)
+    engine = database.opened(settings.load().database)
+    ledger, what = Ledger(engine, pipeline.name), f"pipeline {pipeline.name}"
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(leases.held(engine, what, what=what, on_lost=_stop))
+        except Busy as busy:
+            key = ledger.key_at_work()
+            ledger.skip(key, "running", busy.problem)
+            return _told(pipeline, key, Decision(decision="running", reason=busy.problem))
+        turn = _Turn(pipeline, services, engine, ledger, lease, console)
+        try:
+            made = turn.decide(forced=forced)
+        finally:
+            _send(engine, pipeline, hook)
+        return _told(pipeline, turn.key, made)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One tick by the holder of the lease, with its entry in the ledger; ``key`` is known when it decides."""
+
+    pipeline: Pipeline
+    services: Services
+    engine: Engine
+    ledger: Ledger
+    lease: Lease
+    console: Console
+    key: str = ""
+
+    def decide(self, *, forced: bool) -> Decision:
+        """Decide, and write down whatever it comes to."""
+        entry = self.ledger.begin(self.key, self.lease)
+        try:
+            with _deadline(self.pipeline.limits.hours):
+                made = self._decided(entry, forced=forced)
+        except BaseException as error:
+            how: Decided = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+            self._note_end(entry, how, str(error) or type(error).__name__)
+            raise
+        self._end(entry, made.decision, made.reason, made.version)
+        return made
+
+    def _decided(self, entry: int, *, forced: bool) -> Decision:
+        found = assess(self.pipeline, self.services, self.ledger, forced=forced, console=self.console)
+        self.key = found.key
+        self.ledger.aim(entry, self.lease, found.key)
+        if isinstance(found.due, NotDue):
+            version = found.known.number if found.known else None
+            made = Decision(decision=found.due.decision, reason=found.due.reason, version=version)
+        else:
+            self.console.print(f"{self.pipeline.name}: {found.due.reason}", soft_wrap=True, markup=False)
+            made = self._work().do(found, found.due)
+        self._tell_freshness(found, entry)
+        return made
+
+    def _work(self) -> Work:
+        registry = Registry(self.services.tracking_uri, self.pipeline.model)
+        return Work(
+            pipeline=self.pipeline,
+            services=self.services,
+            registry=registry,
+            lease=self.lease,
+            console=self.console,
+        )
+
+    def _tell_freshness(self, found: Assessment, entry: int) -> None:
+        """Keep how fresh the champion is after this tick, and show it in the tracking server."""
+        registry = Registry(self.services.tracking_uri, self.pipeline.model)
+        now = freshness.measured(self.pipeline.model, registry.champion(), found.source.job)
+        freshness.keep(self.engine, self.pipeline.name, now, entry)
+        try:
+            track = tracker_of(self.services).open(_identity(self.pipeline))
+            track.metrics(now.metrics(time.time()), step=entry)
+            track.close("finished")
+        except Fault as fault:
+            log.warning("%s; the next tick shows how fresh the champion is", fault)
+
+    def _end(self, entry: int, how: Decided, reason: str, version: str | None = None) -> None:
+        notify, notice = self.pipeline.notify, None
+        if notify is not None and how in notify.on:
+            notice = notices.body(self.pipeline.name, how, reason, version)
+        self.ledger.end(entry, self.lease, how, reason, version, notice=notice)
+
+    def _note_end(self, entry: int, how: Decided, reason: str) -> None:
+        """Write down why there is no decision; whoever was stopped as the lease is lost hears of that."""
+        try:
+            self._end(entry, how, reason)
+        except leases.Lost:
+            raise
+        except HastenError as trouble:
+            log.warning("%s; the next tick writes down that this one died", trouble)
+
+
+def _told(pipeline: Pipeline, key: str, made: Decision) -> dict[str, Any]:
     return {
-        "pipeline": spec.name,
+        "pipeline": pipeline.name,
         "key": key,
         "decision": made.decision,
         "reason": made.reason,
@@ -83,60 +154,13 @@ def tick(spec: Pipeline, *, dry_run: bool, console: Console) -> dict[str, Any]:
     }
 
 
-def key_of(job: Job) -> str:
-    """What a version is made from: the run's identity, which holds the data's digest, and our own version."""
-    text = f"{job.fingerprint}/{metadata.version('hasten')}"
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def history(spec: Pipeline, *, console: Console) -> dict[str, Any]:
-    """The ledger of a pipeline: printed, and what ``hasten retrain --history --json`` prints.
-
-    Raises:
-        ConfigError: the database refuses us.
-        Fault: the database failed.
-    """
-    entries = Ledger(database.opened(settings.load().database), spec.name).entries()
-    table = Table(title=f"pipeline {spec.name}", title_justify="left", box=None, pad_edge=False)
-    for heading in ("began", "took", "decision", "version", "why"):
-        table.add_column(heading, justify="right" if heading == "took" else "left")
-    for each in entries:
-        began = datetime.fromtimestamp(each.began, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        took = f"{each.ended - each.began:,.0f} s" if each.ended is not None else ""
-        table.add_row(began, took, each.decision or "at work", each.version or "", Text(each.reason or ""))
-    console.print(table if entries else f"pipeline {spec.name}: no tick yet", markup=False)
-    return {"pipeline": spec.name, "ticks": [asdict(each) for each in entries]}
-
-
-def _in_turn(spec: Pipeline, job: Job, key: str, registry: Registry, console: Console) -> Decision:
-    """Decide as the only tick of this pipeline, and write it down; or say who is at it."""
-    engine = database.opened(settings.load().database)
-    ledger, what = Ledger(engine, spec.name), f"pipeline {spec.name}"
-    with ExitStack() as stack:
-        try:
-            lease = stack.enter_context(leases.held(engine, what, what=what, on_lost=_stop))
-        except Busy as busy:
-            ledger.skip(key, "running", busy.problem)
-            return Decision(decision="running", reason=busy.problem)
-        entry = ledger.begin(key, lease)
-        try:
-            made = _decide(spec, job, key, registry, lease, console)
-        except BaseException as error:
-            _note_end(ledger, entry, lease, error)
-            raise
-        ledger.end(entry, lease, made.decision, made.reason, made.version)
-        return made
-
-
-def _note_end(ledger: Ledger, entry: int, lease: Lease, error: BaseException) -> None:
-    """Write down why there is no decision; whoever was stopped as the lease is lost hears of that instead."""
-    how: Decided = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
-    try:
-        ledger.end(entry, lease, how, str(error) or type(error).__name__, None)
-    except leases.Lost:
-        raise
-    except HastenError as trouble:
-        log.warning("%s; the next tick writes down that this one died", trouble)
+def _identity(pipeline: Pipeline) -> RunIdentity:
+    """The pipeline's own run in the tracking server: its steps are ticks."""
+    note = (
+        f"Pipeline **{pipeline.name}** keeps model `{pipeline.model}` fresh. The step of every metric is the "
+        f"number of a tick. Its story: `hasten retrain {pipeline.name} --history`."
+    )
+    return RunIdentity(experiment=f"retrain-{pipeline.name}", name=pipeline.name, kind="pipeline", note=note)
 
 
 def _stop() -> None:
@@ -144,69 +168,26 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _decide(
-    spec: Pipeline, job: Job, key: str, registry: Registry, lease: Lease, console: Console
-) -> Decision:
-    """Do what is left to do for ``key``: train, register, judge, promote."""
-    begun = _version_of(key, registry)
-    if (known := _known(begun)) is not None:
-        return known
-    version = begun or _train_and_register(spec, job, key, registry, lease, console)
-    return _judge(job, version, registry, lease)
+@contextmanager
+def _deadline(hours: float | None) -> Iterator[None]:
+    """Stop the tick after so many hours."""
+    if hours is None:
+        yield
+        return
+    timer = threading.Timer(hours * 3600.0, _stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
-def _known(version: Version | None) -> Decision | None:
-    """What was decided about a version before."""
-    if version is None or _DECISION not in version.tags:
-        return None
-    reason = f"version {version.number} was made from this data and recipe, and {version.tags[_DECISION]}"
-    return Decision(decision="unchanged", reason=reason, version=version.number)
-
-
-def _version_of(key: str, registry: Registry) -> Version | None:
-    """The version that an earlier tick made for ``key``, decided or not."""
-    return next((version for version in registry.versions() if version.tags.get(_KEY) == key), None)
-
-
-def _would(job: Job) -> Decision:
-    reason = f"would train {job.spec.budget.images:,} images on data {job.data_digest[:12]}, then compare"
-    return Decision(decision="not_due", reason=reason)
-
-
-def _train_and_register(
-    spec: Pipeline, job: Job, key: str, registry: Registry, lease: Lease, console: Console
-) -> Version:
-    trained = training.train(job.spec, console=console, experiment=f"retrain-{spec.name}", tags={_KEY: key})
-    with tempfile.TemporaryDirectory() as folder:
-        export.pipeline(job.uri, Path(folder))
-        tags = {_KEY: key, _RUN_URI: job.uri, "hasten.data.digest": job.data_digest}
-        lease.check()
-        return registry.register(Path(folder), run_id=str(trained["mlflow_run_id"]), tags=tags)
-
-
-def _judge(job: Job, challenger: Version, registry: Registry, lease: Lease) -> Decision:
-    """Compare with the champion on the current held-out images and noise, and act on it.
-
-    The alias moves before the decision is written: a tick killed in between judges once more and comes to
-    the same end.
-    """
-    champion = registry.champion()
-    ours = export.held_out_loss(challenger.tags[_RUN_URI], job)
-    if champion is None or champion.number == challenger.number:  # the latter: killed after the alias moved
-        made = Decision(
-            decision="promoted",
-            reason=f"no other champion; {EVAL_LOSS} {ours:.4f}",
-            version=challenger.number,
-        )
-    else:
-        theirs = export.held_out_loss(champion.tags[_RUN_URI], job)
-        better = ours < theirs
-        reason = f"{EVAL_LOSS} {ours:.4f} against the champion's {theirs:.4f} (version {champion.number})"
-        made = Decision(
-            decision="promoted" if better else "rejected", reason=reason, version=challenger.number
-        )
-    lease.check()  # scoring takes a while
-    if made.decision == "promoted":
-        registry.promote(challenger)
-    registry.tag(challenger, {_DECISION: made.decision, _REASON: made.reason})
-    return made
+def _send(engine: Engine, pipeline: Pipeline, hook: Hook | None) -> None:
+    """Tell the webhook what it was not told yet; whatever fails there is no failure of the tick."""
+    if hook is None:
+        return
+    try:
+        notices.send(engine, pipeline.name, hook)
+    except HastenError as trouble:
+        log.warning("%s; the next tick tells the webhook", trouble)

@@ -50,13 +50,13 @@ def find(spec: RunSpec, storage_uri: str) -> Found:
     Raises:
         ConfigError: the data set is missing, or does not fit the recipe.
     """
-    if is_mixture(spec.data.source):
-        known = mixture(spec.data.source)
+    location = address(spec, storage_uri)
+    if is_mixture(location):
+        known = mixture(location)
         found = Found(
-            uri=spec.data.source, digest=known.digest, shape=known.shape, classes=known.classes, images=None
+            uri=location, digest=known.digest, shape=known.shape, classes=known.classes, images=None
         )
     else:
-        location = data.uri(spec.data.source, storage_uri)
         manifest = data.read_manifest(location)
         found = Found(
             uri=location,
@@ -79,11 +79,17 @@ def bind(spec: RunSpec, storage_uri: str) -> Job:
     return Job(spec=spec, data_uri=found.uri, data_digest=found.digest, storage_uri=storage_uri)
 
 
+def address(spec: RunSpec, storage_uri: str) -> str:
+    """Where the data of a recipe lie; nothing is looked up."""
+    name = spec.data.source
+    return name if is_mixture(name) else data.uri(name, storage_uri)
+
+
 def opened(uri: str, digest: str) -> Source:
-    """The data at an address that :func:`find` gave, which must still have this digest.
+    """The data at an address that :func:`find` gave, as they were with this digest.
 
     Raises:
-        Fault: they changed, are damaged, or the storage failed.
+        Fault: they are damaged or no longer there, or the storage failed.
     """
     return mixture(uri) if is_mixture(uri) else data.read(uri, digest)
 
