@@ -12,7 +12,7 @@ import torch
 
 from hasten.trainers import loop, momentum, session, tracker
 from hasten.trainers.checkpoints import RunStore, StoreWriter
-from hasten.trainers.errors import Fault
+from hasten.trainers.errors import Diverged
 from hasten.trainers.job import Job
 from hasten.trainers.parts import Parts
 from hasten.trainers.records import Report
@@ -204,7 +204,7 @@ def test_shares_cover_the_batch_and_nobody_is_idle(batch: int, world_size: int) 
 
 def test_divergence_is_a_fault_that_names_the_loss(job_of: JobOf, run: Run) -> None:
     job = job_of({"optimizer.lr": 1e9})
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Diverged) as caught:
         list(run(job))
     assert caught.value.subject == "train/loss"
     assert re.search(
@@ -222,7 +222,7 @@ def test_a_diverged_run_that_is_stopped_keeps_nothing_of_it(job_of: JobOf, run: 
     """Off the grid too: who goes on would only meet the same broken weights again."""
     job = job_of({"optimizer.lr": 1e9, "optimizer.batch": 1, "optimizer.warmup": 0.0})
     steps = iter(range(100))
-    with pytest.raises(Fault, match="not a finite number"):
+    with pytest.raises(Diverged, match="not a finite number"):
         list(run(job, stop=lambda: next(steps) >= 4))
     assert RunStore(job.uri).latest() is None
 
@@ -231,7 +231,7 @@ def test_a_diverged_run_that_is_stopped_keeps_nothing_of_it(job_of: JobOf, run: 
 def test_divergence_at_the_very_end_is_a_fault_too(changes: dict[str, Any], job_of: JobOf, run: Run) -> None:
     """The loss is measured before the update: the last update's damage shows in the evaluation alone."""
     job = job_of({"optimizer.lr": 1e9, "optimizer.warmup": 0.0, **changes})
-    with pytest.raises(Fault) as caught:
+    with pytest.raises(Diverged) as caught:
         list(run(job))
     assert caught.value.subject in (tracker.TRAIN_LOSS, tracker.EVAL_LOSS)
     assert RunStore(job.uri).result() is None

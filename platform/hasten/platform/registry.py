@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -106,18 +107,28 @@ class Registry:
 
 
 def registered_fingerprints(uri: str) -> frozenset[str]:
-    """The fingerprints of the runs that versions of any model at a server were made from.
+    """The fingerprints of the runs that versions of any model at a server rest on.
 
-    By a version's tag with its run's address, else by the MLflow run that it names.
+    What a version was made from, by its tag with its run's address, else by the MLflow run that it names; and
+    its recipe's runs under other seeds.
 
     Raises:
         Fault: the server failed.
     """
     with _speaking(uri):
         client = _client(uri)
-        return frozenset(
-            fingerprint for found in _all_versions(client) if (fingerprint := _fingerprint(client, found))
-        )
+        known: set[str] = set()
+        for found in _all_versions(client):
+            known.update(_fingerprints(found.tags.get(CALIBRATION, "")))
+            if fingerprint := _fingerprint(client, found):
+                known.add(fingerprint)
+        return frozenset(known)
+
+
+def _fingerprints(addresses: str) -> list[str]:
+    """Of the runs whose addresses a tag lists, as JSON."""
+    known = json.loads(addresses) if addresses else []
+    return [found[1] for address in known if (found := _OF_A_RUN.search(address))]
 
 
 def _all_versions(client: MlflowClient) -> Iterator[Any]:

@@ -28,7 +28,7 @@ from hasten.trainers import (
 )
 from hasten.trainers.averaging import PowerEma
 from hasten.trainers.checkpoints import StoreWriter
-from hasten.trainers.errors import Fault
+from hasten.trainers.errors import Diverged
 from hasten.trainers.loss import backward
 from hasten.trainers.models.networks import Network
 from hasten.trainers.parts import Parts
@@ -222,7 +222,7 @@ def gauges(spec: RunSpec, parts: Parts, since: tuple[int, float]) -> dict[str, f
     """What there is to say about the training since that many images and seconds.
 
     Raises:
-        Fault: training diverged.
+        Diverged: training diverged.
     """
     require_finite(parts)
     return {
@@ -238,7 +238,7 @@ def require_finite(parts: Parts) -> None:
     """Refuse to go on, or to keep anything, once a loss was not a finite number. All ranks call it.
 
     Raises:
-        Fault: with the image and the range of timesteps where that was first seen.
+        Diverged: with the image and the range of timesteps where that was first seen.
     """
     diverged = parts.meter.diverged()
     if diverged is None:
@@ -246,7 +246,7 @@ def require_finite(parts: Parts) -> None:
     image, level = diverged
     width = max(1, len(parts.process.levels) // 10)
     low = level // width * width
-    raise Fault(
+    raise Diverged(
         tracker.TRAIN_LOSS,
         f"is not a finite number from image {image:,} on, first at timesteps {low} to {low + width - 1}",
         "Training diverged. Try a lower optimizer.lr, or optimizer.clip: 1.0.",
@@ -312,11 +312,11 @@ def tell(parts: Parts, track: Tracker, step: int, metrics: dict[str, float]) -> 
     """Remember metrics for the result, send them on their way, and give them back.
 
     Raises:
-        Fault: one of them is not a finite number: training diverged.
+        Diverged: one of them is not a finite number.
     """
     for key, value in metrics.items():
         if not np.isfinite(value):
-            raise Fault(key, f"is {value} at image {step}", "Training diverged. Try a lower optimizer.lr.")
+            raise Diverged(key, f"is {value} at image {step}", "Training diverged. Try a lower optimizer.lr.")
     parts.history.append(Point(step=step, metrics=metrics))
     track.metrics(metrics, step=step)
     return dict(metrics)

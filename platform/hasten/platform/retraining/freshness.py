@@ -15,7 +15,7 @@ from hasten.platform.registry import RUN_URI, Version
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import sources
 from hasten.trainers.datasets.data import Dataset
-from hasten.trainers.errors import Fault
+from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.metrics import drift
 from hasten.trainers.specs import RunSpec
@@ -119,7 +119,8 @@ def _moved(job: Job, source: sources.Source, champion: Version) -> drift.Drift |
         return drift.Drift(images=source.manifest.count, new=0, distance=0.0, floor=math.nan)
     theirs = RunSpec.model_validate(result.spec)
     storage = champion.tags[RUN_URI].rpartition("/runs/")[0]
-    before = _snapshot(sources.address(theirs, storage), result.data_digest)
+    places = (job.data_uri, sources.address(theirs, storage))  # data are told by digest: names may change
+    before = next((found for place in places if (found := _snapshot(place, result.data_digest))), None)
     if before is None or before.manifest.shape != source.manifest.shape:
         return None
     return drift.drift(source, before, job.spec.eval.samples.features)
@@ -128,7 +129,7 @@ def _moved(job: Job, source: sources.Source, champion: Version) -> drift.Drift |
 def _snapshot(uri: str, digest: str) -> Dataset | None:
     try:
         found = sources.opened(uri, digest)
-    except Fault:
+    except (ConfigError, Fault):
         return None
     return found if isinstance(found, Dataset) else None
 
