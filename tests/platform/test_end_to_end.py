@@ -359,7 +359,9 @@ def test_a_killed_tick_is_gone_on_with(stack: Services) -> None:
     assert [tick["decision"] for tick in story] == ["died", "promoted"]
     client = MlflowClient(stack.tracking_uri)
     experiment = client.get_experiment_by_name("retrain-killed")
-    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"]
+    assert [
+        run.info.status for run in client.search_runs([experiment.experiment_id], "tags.kind = 'run'")
+    ] == ["FINISHED"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hasten.platform import services, settings
+from hasten.platform.saying import duration
 from hasten.platform.stack import launcher, parts, ray_head
 from hasten.platform.stack.parts import Event, Status
 from hasten.trainers.errors import Stopped
@@ -69,7 +70,11 @@ def status(json: Json = False) -> None:
         console.print("`hasten up` starts what is missing; the logs say what happened.")
     elif any(part.state == "stopped" for part in found):
         console.print("[dim]`hasten up` starts what is missing; so does any command that needs it.[/]")
-    _finish(json, {"status": "finished", "home": str(settings.home()), "parts": _plain(found)})
+    from hasten.platform.retraining import status as pipelines
+
+    kept = pipelines.show(settings.load().database, console)
+    answer = {"status": "finished", "home": str(settings.home()), "parts": _plain(found)}
+    _finish(json, {**answer, "pipelines": kept})
 
 
 def doctor(json: Json = False) -> None:
@@ -162,7 +167,7 @@ def _show(console: Console, found: list[Status]) -> None:
         if part.url:
             line += f"{'':<{max(9 - len(words), 0)}} [cyan]{part.url:<23}[/]"
         if part.since is not None:
-            line += f" {part.memory_bytes / 1e6:>5.0f} MB {_duration(time.time() - part.since):>10}"
+            line += f" {part.memory_bytes / 1e6:>5.0f} MB {duration(time.time() - part.since):>10}"
         console.print(line)
         if part.dashboard:
             console.print(f"            dashboard [cyan]{part.dashboard}[/]")
@@ -182,13 +187,6 @@ def _notes(console: Console, found: list[Status], seconds: float) -> None:
         console.print(f"Ray's dashboard asks for the token in [dim]{token}[/]")
     if running:
         console.print(f"Ready after {seconds:.1f} s. `hasten down` stops everything and keeps the data.")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _plain(found: list[Status]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Final
 from rich.console import Console
 
 from hasten.platform.registry import Registry, Version
-from hasten.platform.retraining import freshness, origins, triggers
+from hasten.platform.retraining import observing, origins, triggers
 from hasten.platform.retraining.freshness import Freshness
 from hasten.platform.retraining.ledger import Ledger
 from hasten.platform.retraining.origins import Source
@@ -65,7 +65,7 @@ def assess(
     registry = Registry(services.tracking_uri, pipeline.model)
     versions, champion = registry.versions(), registry.champion()
     source = origins.source(pipeline, champion, services, console=console)
-    found = freshness.measured(pipeline.model, champion, source.job)
+    found = observing.measured(pipeline.model, champion, source.job)
     key = key_of(source, pipeline.origin.weights)
     last = next((version for version in versions if DECISION in version.tags and KEY in version.tags), None)
     facts = Facts(
@@ -122,4 +122,4 @@ def _new_images(source: Source, last: Version | None) -> int | None:
         return None
     if last.tags[DIGEST] == source.job.data_digest:
         return 0
-    return freshness.new_since(source.job, last.tags[DIGEST], source.job.data_uri)
+    return observing.new_since(source.job, last.tags[DIGEST], source.job.data_uri)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hasten.platform import probing
 from hasten.platform.registry import RUN_URI, Version
 from hasten.platform.retraining.pipeline import Limits
+from hasten.platform.saying import duration
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.job import Job
@@ -20,7 +21,7 @@ _LATEST = 5  # versions whose runs are looked at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of ``runs`` trainings: wall-clock hours one after another, and what they occupy meanwhile.
+    """Of ``runs`` trainings: hours one after another, and of how many devices.
 
     ``gpu_hours`` are worker-hours where the recipe asks for no GPU. ``basis`` says how it is known.
     """
@@ -28,11 +29,12 @@ class Cost:
     runs: int
     hours: float
     gpu_hours: float
+    on_gpus: bool
     basis: str
 
     def __str__(self) -> str:
-        many = f" for {self.runs} runs" if self.runs > 1 else ""
-        return f"{self.gpu_hours:.2g} GPU-hours, {self.hours:.2g} hours{many}, {self.basis}"
+        what = "GPU-hours" if self.on_gpus else "worker-hours"
+        return f"{duration(self.hours * 3600.0)}, {self.gpu_hours:.2g} {what}, {self.basis}"
 
 
 def known(job: Job, versions: Iterable[Version], *, runs: int = 1) -> Cost | None:
@@ -77,4 +79,10 @@ def _seconds(result: RunResult) -> float:
 def _cost(spec: RunSpec, seconds_per_image: float, runs: int, basis: str) -> Cost:
     hours = runs * spec.budget.images * seconds_per_image / 3600.0
     each = spec.execution.gpus or 1.0
-    return Cost(runs=runs, hours=hours, gpu_hours=hours * spec.execution.least * each, basis=basis)
+    return Cost(
+        runs=runs,
+        hours=hours,
+        gpu_hours=hours * spec.execution.least * each,
+        on_gpus=spec.execution.gpus > 0.0,
+        basis=basis,
+    )

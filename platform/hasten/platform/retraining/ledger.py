@@ -126,6 +126,13 @@ class Ledger:
             now = database.now(connection)
             self._insert(connection, key=key, began=now, ended=now, decision=decision, reason=reason)
 
+    def last(self) -> Tick | None:
+        """The tick that began last."""
+        chosen = select(_TICKS).where(_TICKS.c.pipeline == self.pipeline).order_by(_TICKS.c.id.desc())
+        with database.writing(self.engine) as connection:
+            row = connection.execute(chosen.limit(1)).mappings().first()
+        return None if row is None else Tick(**row)
+
     def key_at_work(self) -> str:
         """What the tick that works at this moment is about; empty where it does not know yet."""
         return next((tick.key for tick in reversed(self.entries()) if tick.decision is None), "")

@@ -20,6 +20,7 @@ from hasten.platform.retraining.costs import Cost
 from hasten.platform.retraining.ledger import Ledger
 from hasten.platform.retraining.pipeline import Pipeline
 from hasten.platform.retraining.triggers import Due
+from hasten.platform.saying import duration
 
 
 def dry_run(pipeline: Pipeline, *, forced: bool, console: Console) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _champion(found: Assessment) -> str:
     if found.champion is None:
         return "none"
     age = found.freshness.age(time.time())
-    old = "" if age is None else f", {age:,.1f} h old" if age < 48 else f", {age / 24:,.1f} days old"
+    old = "" if age is None else f", {duration(age * 3600.0)} old"
     return f"version {found.champion.number}{old}"
 
 

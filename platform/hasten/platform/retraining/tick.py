@@ -27,7 +27,7 @@ from hasten.platform.identity import RunIdentity
 from hasten.platform.leases import Lease
 from hasten.platform.locks import Busy
 from hasten.platform.registry import Registry
-from hasten.platform.retraining import freshness, notices
+from hasten.platform.retraining import freshness, notices, observing
 from hasten.platform.retraining.assessment import Assessment, assess
 from hasten.platform.retraining.ledger import Decided, Ledger
 from hasten.platform.retraining.notices import Hook
@@ -119,7 +119,7 @@ class _Turn:
     def _tell_freshness(self, found: Assessment, entry: int) -> None:
         """Keep how fresh the champion is after this tick, and show it in the tracking server."""
         registry = Registry(self.services.tracking_uri, self.pipeline.model)
-        now = freshness.measured(self.pipeline.model, registry.champion(), found.source.job)
+        now = observing.measured(self.pipeline.model, registry.champion(), found.source.job)
         freshness.keep(self.engine, self.pipeline.name, now, entry)
         try:
             track = tracker_of(self.services).open(_identity(self.pipeline))

@@ -20,7 +20,7 @@ from rich.console import Console
 from hasten.platform import training
 from hasten.platform.leases import Lease
 from hasten.platform.registry import PREVIOUS, RUN_URI, Registry, Version
-from hasten.platform.retraining import costs, freshness, judging, origins
+from hasten.platform.retraining import costs, judging, observing, origins
 from hasten.platform.retraining.assessment import DECISION, DIGEST, KEY, RECIPE, VERSION, Assessment
 from hasten.platform.retraining.gate import Verdict
 from hasten.platform.retraining.judging import MEGABYTES, Judge
@@ -106,7 +106,7 @@ class Work:
                 DIGEST: job.data_digest,
                 VERSION: metadata.version("hasten"),
                 MEGABYTES: f"{judging.megabytes(Path(folder)):.3f}",
-                freshness.MADE: f"{time.time():.0f}",
+                observing.MADE: f"{time.time():.0f}",
             }
             self.lease.check()
             return self.registry.register(Path(folder), run_id=run_id, tags=tags)
