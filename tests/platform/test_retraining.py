@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
 from hasten.platform import database, settings, training
 from hasten.platform.registry import Registry, Version
-from hasten.platform.retraining import assessment, freshness, pipeline, telling, tick
+from hasten.platform.retraining import assessment, freshness, pipeline, status, telling, tick
 from hasten.platform.retraining.ledger import Ledger, Tick
 from hasten.platform.retraining.pipeline import Pipeline
 from hasten.platform.services import Services
-from hasten.trainers import config
+from hasten.platform.stack import launcher
+from hasten.trainers import config, specs
 from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault, Stopped
 from hasten.trainers.store import Folder
@@ -343,6 +350,123 @@ def test_a_stopped_tick_says_so(stack: Services, monkeypatch: pytest.MonkeyPatch
                 run(pipeline_of("halted"))
     assert run(pipeline_of("halted"))["decision"] == "promoted"
     assert [each.decision for each in story("halted")] == ["stopped", "failed", "promoted"]
+
+
+class Listener(ThreadingHTTPServer):
+    """A webhook that remembers what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Listening)
+        self.told: list[dict[str, Any]] = []
+
+
+class _Listening(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
+
+
+def test_a_webhook_is_told_of_decisions_and_failures(
+    stack: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        of = pipeline_of("loud", notify={})
+        run(of)  # no address yet: it waits
+        monkeypatch.setenv("HASTEN_WEBHOOK_URL", f"http://127.0.0.1:{listener.server_port}/secret-path")
+        run(of)
+        with pytest.raises(ConfigError):
+            run(pipeline_of("loud", changes={"budget.images": 700}, notify={}, limits={"gpu_hours": 1e-9}))
+    finally:
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
+    assert [each["decision"] for each in listener.told] == ["promoted", "failed"], (
+        "unchanged is not asked for"
+    )
+    assert "limits.gpu_hours" in listener.told[1]["text"]
+    assert "secret-path" not in json.dumps([asdict(each) for each in story("loud")])
+
+
+def test_status_shows_pipelines(stack: Services) -> None:
+    run(pipeline_of("shown"))
+    console = Console(record=True, width=120, file=io.StringIO())
+    rows = status.show(settings.load().database, console)
+    (row,) = [each for each in rows if each["pipeline"] == "shown"]
+    assert (row["decision"], row["champion"], row["freshness/new_fraction"]) == ("promoted", "1", 0.0)
+    assert "shown" in console.export_text()
+    silent = Console(file=io.StringIO(), width=120)
+    assert status.show("postgresql://nobody@127.0.0.1:9/x", silent) == []
+    assert "the database failed" in silent.file.getvalue()  # type: ignore[attr-defined]
+    assert status.show("sqlite:////nowhere/hasten.db", silent) == []
+
+
+def test_mlflow_goes_away_while_a_challenger_is_trained(stack: Services, tmp_path: Path) -> None:
+    """The tick fails, its training does not: the next tick, for which MLflow is started again, goes on."""
+    file = tmp_path / "lonely.yaml"
+    file.write_text(pipeline_of("lonely", changes={"budget.images": 6400}).model_dump_json())
+    command = [sys.executable, "-m", "hasten.platform", "retrain", str(file), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "to go" not in process.stderr.readline():
+        assert process.poll() is None
+    part = next(part for part in launcher.status(settings.load()) if part.part == "tracking")
+    for server in [*psutil.Process(part.pid).children(recursive=True), psutil.Process(part.pid)]:
+        server.kill()
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 1, told
+    assert "Traceback" not in told
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    found = json.loads(again.stdout.splitlines()[-1])
+    assert (found["decision"], found["version"]) == ("promoted", "1")
+    assert "to go" not in again.stderr, "nothing is trained twice"
+    assert [each.decision for each in story("lonely")] == ["failed", "promoted"]
+
+
+def test_from_the_winner_of_a_study(stack: Services, tmp_path: Path) -> None:
+    """The study runs first, its arms tell how much the seed does, and what won is trained."""
+    origin = {"config": "study", "study": _study(tmp_path, "of-a-study")}
+
+    def of(changes: Mapping[str, Any], *, first: bool = False) -> Pipeline:
+        fields = {"name": "studied", "model": "studied", "recipe": "digits-demo", "overrides": dict(changes)}
+        blocks = {"guardrails": LENIENT, "origin": {**origin, "run_study": first}}
+        return config.validate(Pipeline, fields | blocks)
+
+    with pytest.raises(ConfigError, match="is not over"):
+        run(of({}))
+    found = run(of({}, first=True))
+    assert found["decision"] == "promoted", found
+    (version,) = Registry(stack.tracking_uri, "studied").versions()
+    params = MlflowClient(stack.tracking_uri).get_run(version.run_id).data.params
+    assert float(params["optimizer.lr"]) == 4e-3, "the arm that won"
+    assert run(of({}, first=True))["decision"] == "unchanged"
+    better = run(of(BETTER))
+    assert better["decision"] == "promoted", better
+    assert "within the arms of study of-a-study" in better["reason"]
+
+
+def _study(folder: Path, name: str) -> str:
+    """A study of two arms, of which the second trains longer, and its base."""
+    base = config.override(specs.load_raw("digits-demo"), TINY)
+    (folder / "base.yaml").write_text(json.dumps(base))
+    study = {
+        "name": name,
+        "question": "Does training help?",
+        "base": str(folder / "base.yaml"),
+        "arms": {"baseline": {"optimizer": {**base["optimizer"], "lr": 1e-5}}, "faster": {}},
+        "baseline": "baseline",
+        "seeds": [0, 1, 2],
+        "objective": {"metric": "eval/loss", "mode": "min"},
+    }
+    (folder / "study.yaml").write_text(json.dumps(study))
+    return str(folder / "study.yaml")
 
 
 def test_equal_ticks_have_equal_keys(stack: Services) -> None:

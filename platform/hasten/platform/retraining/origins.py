@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
@@ -22,8 +21,6 @@ from hasten.trainers.datasets import sources
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.job import Job
 from hasten.trainers.specs import Initial, RunSpec
-
-_NOT_A_RECIPES = ("start", "initial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +49,12 @@ def source(pipeline: Pipeline, champion: Version | None, services: Services, *, 
         assert origin.study is not None, "its spec says so"
         plan = plans.plan(study_files.load(origin.study, {}))
         if origin.run_study:
-            job = _bound(_changed(plan.trials[0].spec, pipeline.overrides), services)
+            job = _bound(_adopted(plan.trials[0].spec, pipeline), services)
             described = f"the winner of study {plan.study.name}, run first"
             return Source(job=job, recipe=_question(plan, job.spec), described=described, study=plan)
         spec, described = winner(plan, pipeline, console)
     elif origin.config == "champion" and champion is not None:
-        # The seed is no part of what makes a champion good: a forced training's must not look like a change.
-        seed = specs.load(pipeline.recipe, pipeline.overrides).budget.seed
-        spec = _changed(_spec_of(champion), {**pipeline.overrides, "budget.seed": seed})
+        spec = _adopted(_spec_of(champion), pipeline)
         described = f"the recipe of version {champion.number}"
     else:
         spec, described = specs.load(pipeline.recipe, pipeline.overrides), f"recipe {pipeline.recipe}"
@@ -96,7 +91,7 @@ def winner(plan: Plan, pipeline: Pipeline, console: Console) -> tuple[RunSpec, s
             raise ConfigError("origin.study", f"no point of {plan.study.name} has a result")
         arm, why = ranked[0].point, "is the best point"
     assert arm is not None, "a study of arms has a baseline"
-    spec = _changed(studies.specs_of(now)[arm], pipeline.overrides)
+    spec = _adopted(studies.specs_of(now)[arm], pipeline)
     return spec, f"{arm}, which {why} of study {plan.study.name}"
 
 
@@ -144,9 +139,17 @@ def _spec_of(version: Version) -> RunSpec:
     return RunSpec.model_validate(result.spec)
 
 
-def _changed(spec: RunSpec, overrides: dict[str, Any]) -> RunSpec:
-    plain = spec.model_dump(mode="json", exclude=set(_NOT_A_RECIPES))
-    return config.validate(RunSpec, config.override(plain, overrides))
+def _adopted(spec: RunSpec, pipeline: Pipeline) -> RunSpec:
+    """Another run's recipe as this pipeline's: with its overrides, and run where and how its own recipe says.
+
+    The seed is its own, too: it is no part of what made the other run good, and that of a training which was
+    forced must not look like a change.
+    """
+    own = specs.load(pipeline.recipe, pipeline.overrides)
+    plain = spec.model_dump(mode="json", exclude={"start", "initial", "execution"})
+    plain["execution"] = own.execution.model_dump(mode="json")
+    plain["budget"]["seed"] = own.budget.seed
+    return config.validate(RunSpec, config.override(plain, pipeline.overrides))
 
 
 def _bound(spec: RunSpec, services: Services) -> Job:

@@ -18,6 +18,7 @@ from typing import Final, Literal
 from rich.console import Console
 
 from hasten.platform import training
+from hasten.platform.connection import connected
 from hasten.platform.leases import Lease
 from hasten.platform.registry import PREVIOUS, RUN_URI, Registry, Version
 from hasten.platform.retraining import costs, judging, observing, origins
@@ -147,7 +148,10 @@ class Work:
             cost = costs.known(job, self.registry.versions()) or costs.probed(job)
             costs.require(self.pipeline.limits, cost)
         experiment = f"retrain-{self.pipeline.name}"
-        trained = training.run(job, self.services, console=self.console, experiment=experiment, tags=tags)
+        services = self.services
+        if job.spec.execution.launcher == "ray":
+            services = connected(self.console, tracking=True, ray=True)
+        trained = training.run(job, services, console=self.console, experiment=experiment, tags=tags)
         run_id: str | None = trained["mlflow_run_id"]
         return run_id
 
