@@ -70,9 +70,18 @@ class Day:
     budget: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strike:
+    """How often a day's ticks are ended at most, how often they meet an outage, and in what time."""
+
+    kills: int = 0
+    outages: float = 0.0
+    span: float = 0.0
+
+
 @dataclass(slots=True, kw_only=True)
 class Lived:
-    """What the days came to; ``wrong`` is what should not be."""
+    """What the days came to; ``wrong`` is what should not be, ``longest`` the longest tick."""
 
     decisions: list[str] = field(default_factory=list)
     versions: list[dict[str, str | None]] = field(default_factory=list)
@@ -81,6 +90,7 @@ class Lived:
     ticks: dict[str, int] = field(default_factory=dict)
     blows: dict[str, int] = field(default_factory=dict)
     looks: int = 0
+    longest: float = 0.0
     seconds: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
@@ -119,8 +129,9 @@ def lived(days: int, *, ticks: int, kills: int, outages: float, seed: int) -> di
     """So many days, undisturbed and disturbed, and how they differ."""
     planned = calendar(days)
     with tempfile.TemporaryDirectory(prefix="hasten-") as folder:
-        calm = _live(Path(folder, "calm"), planned, ticks=1, kills=0, outages=0.0, seed=seed)
-        rough = _live(Path(folder, "rough"), planned, ticks=ticks, kills=kills, outages=outages, seed=seed)
+        calm = _live(Path(folder, "calm"), planned, ticks=1, strike=Strike(), seed=seed)
+        strike = Strike(kills=kills, outages=outages, span=calm.longest * ticks)
+        rough = _live(Path(folder, "rough"), planned, ticks=ticks, strike=strike, seed=seed)
     wrong = [f"undisturbed: {each}" for each in calm.wrong] + rough.wrong
     for what in ("decisions", "versions", "aliases", "trainings"):
         expected, found = getattr(calm, what), getattr(rough, what)
@@ -129,17 +140,15 @@ def lived(days: int, *, ticks: int, kills: int, outages: float, seed: int) -> di
     return {"undisturbed": asdict(calm), "disturbed": asdict(rough), "wrong": wrong}
 
 
-def _live(home: Path, planned: Sequence[Day], *, ticks: int, kills: int, outages: float, seed: int) -> Lived:
+def _live(home: Path, planned: Sequence[Day], *, ticks: int, strike: Strike, seed: int) -> Lived:
     told, began = Lived(), time.monotonic()
     with own_stack.started(home, tracking=True) as services:
         watch = Watch(services)
         with watch:
             for number, day in enumerate(planned):
                 _arrive(services, day.images)
-                draws = randomness.uniform(seed, f"days/{number}", np.arange(8 * _MOST)).tolist()
-                told.decisions.append(
-                    _decided(home, day, told, iter(draws), ticks=ticks, kills=kills, outages=outages)
-                )
+                draws = iter(randomness.uniform(seed, f"days/{number}", np.arange(8 * _MOST)).tolist())
+                told.decisions.append(_decided(home, day, told, draws, ticks=ticks, strike=strike))
                 print(f"day {number + 1} of {len(planned)}: {told.decisions[-1]}", file=sys.stderr)
         told.looks, told.wrong = watch.looks, told.wrong + watch.wrong
         _look_back(connect(settings.load(), tracking=True), told)
@@ -147,20 +156,12 @@ def _live(home: Path, planned: Sequence[Day], *, ticks: int, kills: int, outages
     return told
 
 
-def _decided(
-    home: Path, day: Day, told: Lived, draws: Iterator[float], *, ticks: int, kills: int, outages: float
-) -> str:
+def _decided(home: Path, day: Day, told: Lived, draws: Iterator[float], *, ticks: int, strike: Strike) -> str:
     """Start ticks together, strike them, and begin again until one decides; what was decided this day."""
     before = _decisions()
     for attempt in range(_MOST):
-        outage = None
-        if next(draws) < outages and attempt < kills:
-            part = "tracking" if next(draws) < 0.5 else "storage"
-            told.blows[f"{part} away"] = told.blows.get(f"{part} away", 0) + 1
-            outage = (part, 4.0 + 10.0 * next(draws), next(draws))
-        mortal = attempt < kills
-        answers = _together(home, day, told, draws, ticks=ticks, mortal=mortal, outage=outage)
-        for answer in answers:
+        field = Field(home, told, strike if attempt < strike.kills else Strike(), draws)
+        for answer in field.fight(day, ticks):
             if answer is not None and answer["decision"] != "running":
                 # A tick may have been ended right after it had carried its decision out.
                 made = _decisions().get(answer["key"])
@@ -175,56 +176,64 @@ def _decisions() -> dict[str, str]:
     return {version.tags[KEY]: version.tags[DECISION] for version in versions if DECISION in version.tags}
 
 
-def _together(
-    home: Path,
-    day: Day,
-    told: Lived,
-    draws: Iterator[float],
-    *,
-    ticks: int,
-    mortal: bool,
-    outage: tuple[str, float, float] | None,
-) -> list[dict[str, Any] | None]:
-    """What ticks that were started at once answer; None for one that did not live to tell."""
-    file = home / "days.yaml"
-    file.write_text(json.dumps(_pipeline(day)))
-    command = [sys.executable, "-m", "hasten.platform", "retrain", str(file), "--json"]
-    processes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(ticks)
-    ]
-    blow = (4.0 + 12.0 * next(draws), next(draws) < 0.6) if mortal else None
-    away: Outage | None = None
-    began = time.monotonic()
-    while any(process.poll() is None for process in processes):
-        passed = time.monotonic() - began
-        if outage is not None and away is None and passed > outage[1]:
-            away = Outage(home, outage[0], outage[2])
-        if away is not None:
-            away.look()
-        if blow is not None and passed > blow[0]:
+class Field:
+    """Where ticks that are started together are struck, at moments drawn before."""
+
+    def __init__(self, home: Path, told: Lived, strike: Strike, draws: Iterator[float]) -> None:
+        self._home, self._told = home, told
+        outage, part, moment, self._aim, end, how = (next(draws) for _ in range(6))
+        self._part = "tracking" if part < 0.5 else "storage"
+        self._outage_at = strike.span * moment if outage < strike.outages else None
+        self._end_at, self._kill = (strike.span * end if strike.kills else None), how < 0.6
+        self._away: Outage | None = None
+
+    def fight(self, day: Day, ticks: int) -> list[dict[str, Any] | None]:
+        """What ticks that were started at once answer; None for one that did not live to tell."""
+        file = self._home / "days.yaml"
+        file.write_text(json.dumps(_pipeline(day)))
+        command = [sys.executable, "-m", "hasten.platform", "retrain", str(file), "--json"]
+        processes = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(ticks)
+        ]
+        began = time.monotonic()
+        while any(process.poll() is None for process in processes):
+            self._look(time.monotonic() - began, processes)
+            time.sleep(_LOOKS)
+        self._told.longest = max(self._told.longest, time.monotonic() - began)
+        if self._away is not None:
+            self._away.look(over=True)
+        return [self._answer(process) for process in processes]
+
+    def _look(self, passed: float, processes: Sequence[subprocess.Popen[str]]) -> None:
+        if self._outage_at is not None and passed > self._outage_at:
+            self._away, self._outage_at = Outage(self._home, self._part, self._aim), None
+            self._count(f"{self._part} away")
+        if self._away is not None:
+            self._away.look()
+        if self._end_at is not None and passed > self._end_at:
             for process in processes:
-                process.kill() if blow[1] else process.terminate()
-            kind = "kill -9" if blow[1] else "SIGTERM"
-            told.blows[kind], blow = told.blows.get(kind, 0) + 1, None
+                process.kill() if self._kill else process.terminate()
+            self._count("kill -9" if self._kill else "SIGTERM")
+            self._end_at = None
         if passed > _PATIENCE:
-            told.wrong.append("a tick does not end")
+            self._told.wrong.append("a tick does not end")
             for process in processes:
                 process.kill()
-        time.sleep(_LOOKS)
-    if away is not None:
-        away.look(over=True)
-    return [_answer(process, told) for process in processes]
 
+    def _count(self, blow: str) -> None:
+        self._told.blows[blow] = self._told.blows.get(blow, 0) + 1
 
-def _answer(process: subprocess.Popen[str], told: Lived) -> dict[str, Any] | None:
-    out, err = process.communicate()
-    found: dict[str, Any] | None = json.loads(out.splitlines()[-1]) if process.returncode == 0 else None
-    how = found["decision"] if found else f"exit {process.returncode}"
-    told.ticks[how] = told.ticks.get(how, 0) + 1
-    if process.returncode not in _ENDED or "Traceback" in err:
-        told.wrong.append(f"a tick ended with {process.returncode}: {err.strip().splitlines()[-1:]}")
-    return found
+    def _answer(self, process: subprocess.Popen[str]) -> dict[str, Any] | None:
+        out, err = process.communicate()
+        found: dict[str, Any] | None = json.loads(out.splitlines()[-1]) if process.returncode == 0 else None
+        how = found["decision"] if found else f"exit {process.returncode}"
+        self._told.ticks[how] = self._told.ticks.get(how, 0) + 1
+        if process.returncode not in _ENDED or "Traceback" in err:
+            self._told.wrong.append(
+                f"a tick ended with {process.returncode}: {err.strip().splitlines()[-1:]}"
+            )
+        return found
 
 
 def _pipeline(day: Day) -> dict[str, Any]:
