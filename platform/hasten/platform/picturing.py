@@ -15,16 +15,13 @@ from rich.console import Console
 from hasten.platform import models
 from hasten.platform.exporting import refuse_full
 from hasten.platform.models import Model
-from hasten.trainers import randomness
 from hasten.trainers.checkpoints import png
 from hasten.trainers.datasets import data
 from hasten.trainers.errors import ConfigError, Fault
-from hasten.trainers.generation import pictures, sampling
-from hasten.trainers.models.networks import Network
+from hasten.trainers.generation import packaged, pictures, sampling
 from hasten.trainers.process import Process
 from hasten.trainers.specs import Sampler
 
-_STREAM: Final = "sample"
 _SUFFIXES: Final = (".png", ".npz", "")
 
 
@@ -68,11 +65,11 @@ def sample(
             str(out), f"the model makes no pictures but arrays of {shape}", "Name an .npz file."
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shown = _labels(trained.network, count, labels)
+    shown = packaged.in_turn(trained.network, count, labels)
     made = sampling.sample(
         trained.network.to(device),
         Process(trained.spec.diffusion, device),
-        randomness.noise(seed, _STREAM, np.arange(count), trained.network.shape),
+        packaged.noise(seed, count, trained.network.shape),
         steps=steps or defaults.steps,
         sampler=sampler or defaults.sampler,
         labels=shown,
@@ -104,19 +101,6 @@ def _check(out: Path, count: int, steps: int | None) -> None:
         raise ConfigError(str(out), f"no kind of output: {out.suffix}", "Name a .png, an .npz or a folder.")
     if not out.suffix:
         refuse_full(out)
-
-
-def _labels(network: Network, count: int, wanted: Sequence[int]) -> NDArray[np.int64] | None:
-    """The class of each sample: those wanted in turn, else all."""
-    if network.classes is None and not wanted:
-        return None
-    in_turn = np.array(list(wanted) or range(network.classes or 1), dtype=np.int64)
-    strange = in_turn[(in_turn < 0) | (in_turn >= (network.classes or np.inf))]
-    if len(strange):
-        raise ConfigError(
-            "label", f"{strange[0]} is not one of the model's, 0 to {(network.classes or 1) - 1}"
-        )
-    return in_turn[np.arange(count) % len(in_turn)]
 
 
 def _write(out: Path, made: NDArray[np.float32], labels: NDArray[np.int64] | None, model: Model) -> None:

@@ -29,7 +29,7 @@ def status(
         return stack_cli.status(json)
     from hasten.platform import study_status
 
-    _finish(study_status.status(study, watch=watch, console=_console(json)), json)
+    finish(study_status.status(study, watch=watch, console=console(json)), json)
 
 
 def clean(
@@ -56,14 +56,14 @@ def clean(
         orphans=orphans,
     )
     confirm = None if yes else functools.partial(typer.confirm, err=json)
-    _finish(cleaning.clean(policy, delete=delete, confirm=confirm, console=_console(json)), json)
+    finish(cleaning.clean(policy, delete=delete, confirm=confirm, console=console(json)), json)
 
 
-def _console(json: bool) -> Console:
+def console(json: bool) -> Console:
     # With --json the last line of standard output is an object, and everything else is for people.
     return Console(stderr=json, highlight=False)
 
 
-def _finish(found: Mapping[str, Any], json: bool) -> None:
+def finish(found: Mapping[str, Any], json: bool) -> None:
     if json:
         typer.echo(json_module.dumps(found))

@@ -294,16 +294,20 @@ def result(job: Job, parts: Parts, *, worker: Worker, resumed_from: int | None) 
 
 def environment(job: Job, parts: Parts, worker: Worker) -> dict[str, str]:
     """What may change the last bits of a run without changing what it computes."""
-    facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(worker.device)
-        if worker.device.type == "cuda"
-        else platform.machine(),
+    sizes = ", ".join(f"{size} from image {first:,}" for first, size in parts.workers)
+    known = facts(job.spec.execution.threads, worker)
+    return {**known, "world_sizes": sizes, "launcher": job.spec.execution.launcher}
+
+
+def facts(threads: int, worker: Worker) -> dict[str, str]:
+    """The machine and the versions that a worker computes with, and how many of its kind there are."""
+    on_gpu = worker.device.type == "cuda"
+    known: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(worker.device) if on_gpu else platform.machine(),
         "world_size": worker.world_size,
-        "world_sizes": ", ".join(f"{size} from image {first:,}" for first, size in parts.workers),
-        "threads": job.spec.execution.threads,
-        "launcher": job.spec.execution.launcher,
+        "threads": threads,
         "python": platform.python_version(),
         "system": platform.system(),
     }
     versions = {name: metadata.version(name) for name in ("hasten", "torch", "diffusers", "numpy")}
-    return {key: str(value) for key, value in {**facts, **versions}.items()}
+    return {key: str(value) for key, value in {**known, **versions}.items()}

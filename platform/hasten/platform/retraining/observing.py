@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Final
 
 from hasten.platform.registry import RUN_URI, Version
 from hasten.platform.retraining.freshness import Freshness
@@ -15,9 +14,6 @@ from hasten.trainers.errors import ConfigError, Fault
 from hasten.trainers.job import Job
 from hasten.trainers.metrics import drift
 from hasten.trainers.specs import RunSpec
-
-MADE: Final = "hasten.made"
-"""The tag of a version with the time at which it was made, in seconds since 1970."""
 
 
 def measured(model: str, champion: Version | None, job: Job) -> Freshness:
@@ -31,11 +27,10 @@ def measured(model: str, champion: Version | None, job: Job) -> Freshness:
     images = source.manifest.count if isinstance(source, Dataset) else None
     if champion is None:
         return Freshness(model=model, images=images)
-    made = champion.tags.get(MADE)
     found = Freshness(
         model=model,
         champion=champion.number,
-        champion_made=float(made) if made else None,
+        champion_made=champion.made,
         images=images,
     )
     moved = _moved(job, source, champion)

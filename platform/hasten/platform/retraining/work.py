@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Final, Literal
 
 from rich.console import Console
 
-from hasten.platform import training
+from hasten.platform import models, training
 from hasten.platform.connection import connected
+from hasten.platform.identity import FINGERPRINT, STUDY
 from hasten.platform.leases import Lease
-from hasten.platform.registry import PREVIOUS, RUN_URI, Registry, Version
-from hasten.platform.retraining import costs, judging, observing, origins
+from hasten.platform.registry import PREVIOUS, RUN_URI, Registry, Version, verification
+from hasten.platform.registry.verification import FILES
+from hasten.platform.retraining import costs, judging, origins
 from hasten.platform.retraining.assessment import DECISION, DIGEST, KEY, RECIPE, VERSION, Assessment
 from hasten.platform.retraining.gate import Verdict
 from hasten.platform.retraining.judging import MEGABYTES, Judge
@@ -29,11 +30,12 @@ from hasten.platform.retraining.pipeline import Pipeline
 from hasten.platform.retraining.triggers import Due
 from hasten.platform.services import Services
 from hasten.trainers.errors import Diverged, Fault
-from hasten.trainers.generation import export
+from hasten.trainers.generation import packaged
 from hasten.trainers.job import Job
 
 REASON: Final = "hasten.retrain.reason"
 MEASURED: Final = "hasten.retrain.measured"
+ORIGIN: Final = "hasten.retrain.origin"
 _VERDICT: Final = "hasten.retrain.verdict"
 
 
@@ -99,18 +101,31 @@ class Work:
         if run_id is None:
             raise Fault(self.services.tracking_uri, "does not answer", "The next tick registers the model.")
         with tempfile.TemporaryDirectory() as folder:
-            export.pipeline(job.uri, Path(folder))
+            model = models.load(job.uri, console=self.console)
+            packaged.write(model.trained, Path(folder), images=model.makes_images)
+            lineage = {
+                RUN_URI: job.uri,
+                FINGERPRINT: job.fingerprint,
+                DIGEST: job.data_digest,
+                VERSION: metadata.version("hasten"),
+            }
             tags = {
                 KEY: found.key,
                 RECIPE: found.source.recipe,
-                RUN_URI: job.uri,
-                DIGEST: job.data_digest,
-                VERSION: metadata.version("hasten"),
+                ORIGIN: found.source.described,
+                FILES: verification.digest_of(Path(folder)),
                 MEGABYTES: f"{judging.megabytes(Path(folder)):.3f}",
-                observing.MADE: f"{time.time():.0f}",
             }
+            if self.pipeline.origin.study is not None:
+                tags[STUDY] = Path(self.pipeline.origin.study).stem
             self.lease.check()
-            return self.registry.register(Path(folder), run_id=run_id, tags=tags)
+            return self.registry.register(
+                Path(folder),
+                run_id=run_id,
+                tags=lineage | tags,
+                metadata=lineage,
+                note=_note(self.pipeline, job, found),
+            )
 
     def _judged(self, found: Assessment, challenger: Version, champion: Version | None) -> Verdict:
         """Judge, and write the verdict down."""
@@ -157,6 +172,19 @@ class Work:
 
     def _say(self, text: str) -> None:
         self.console.print(f"{self.pipeline.name}: {text}", soft_wrap=True, markup=False)
+
+
+def _note(pipeline: Pipeline, job: Job, found: Assessment) -> str:
+    """What a version is, on its page: how to use it, and where it is from."""
+    name, source = pipeline.model, job.spec.data.source
+    return (
+        f"Made by pipeline **{pipeline.name}** from {found.source.described}: {job.spec.budget.images:,} "
+        f"images of data `{source}`, digest `{job.data_digest[:12]}`."
+        f"\n\n```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model('models:/{name}@champion')\n"
+        'model.predict([{"n": 4, "seed": 0}])  # a row an image: PNG files in base64\n```\n\n'
+        f"`hasten sample models:/{name}@champion out.png`; `hasten registry verify {name}`. "
+        f"Checkpoints and the result are in `{job.uri}`."
+    )
 
 
 def _written(challenger: Version, champion: Version | None) -> Verdict | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
 from hasten.platform.identity import FINGERPRINT
+from hasten.platform.registry import packaging
 from hasten.trainers.errors import Fault
 
 CHAMPION: Final = "champion"
@@ -23,6 +27,8 @@ CALIBRATION: Final = "hasten.calibration"
 """The tag of a version with the URIs of its recipe's runs under other seeds, as JSON."""
 RUN_URI: Final = "hasten.run_uri"
 """The tag of a registered version that leads to its run."""
+# Its bars would mix with ours.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 _OF_A_RUN: Final = re.compile(r"/runs/[^/]+-([0-9a-f]{12})(?:/|$)")
 
 
@@ -33,6 +39,8 @@ class Version:
     number: str
     run_id: str
     tags: Mapping[str, str]
+    made: float = 0.0
+    """Seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +70,67 @@ class Registry:
                     return None
                 raise
 
-    def register(self, folder: Path, *, run_id: str, tags: Mapping[str, str]) -> Version:
-        """Upload an exported pipeline as an artifact of its run, and make it a version."""
-        with self._speaking():
+    def register(
+        self,
+        folder: Path,
+        *,
+        run_id: str,
+        tags: Mapping[str, str],
+        metadata: Mapping[str, str],
+        note: str = "",
+    ) -> Version:
+        """Upload a packaged model as an output of its run, and make it a version.
+
+        Args:
+            folder: from :func:`hasten.trainers.generation.packaged.write`.
+            run_id: of the run that trained it.
+            tags: of the version, there as soon as it is.
+            metadata: what goes into the model itself.
+            note: of the version, in Markdown.
+        """
+        with self._speaking(), packaging.packed(folder, metadata) as model:
             client = self._client()
-            client.log_artifacts(run_id, str(folder), "model")
+            run = client.get_run(run_id)
+            logged = client.create_logged_model(
+                run.info.experiment_id, name=self.model, source_run_id=run_id, model_type="hasten"
+            )
+            client.log_model_artifacts(logged.model_id, str(model))
+            client.finalize_logged_model(logged.model_id, "READY")
+            client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
             try:
                 client.create_registered_model(self.model)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             made = client.create_model_version(
-                self.model, source=f"runs:/{run_id}/model", run_id=run_id, tags=dict(tags)
+                self.model,
+                source=logged.artifact_location,
+                run_id=run_id,
+                tags=dict(tags),
+                description=note,
+                model_id=logged.model_id,
+                await_creation_for=0,
             )
             return _version(made)
+
+    def download(self, version: Version, folder: Path) -> Path:
+        """Everything that a version holds, below ``folder``; where its packaged model lies there."""
+        with self._speaking():
+            place = download_artifacts(
+                f"models:/{self.model}/{version.number}", dst_path=str(folder), tracking_uri=self.uri
+            )
+        return Path(place) / packaging.PIPELINE
+
+    def aliases(self) -> dict[str, str]:
+        """Which version each alias names."""
+        with self._speaking():
+            try:
+                found = self._client().get_registered_model(self.model)
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+            return {alias: str(number) for alias, number in found.aliases.items()}
 
     def tag(self, version: Version, tags: Mapping[str, str]) -> None:
         with self._speaking():
@@ -90,20 +145,40 @@ class Registry:
     def promote(self, version: Version) -> None:
         """Make a version the champion; the one that was it keeps the alias ``previous``.
 
-        ``previous`` moves first: a crash in between leaves the old champion in place.
+        ``previous`` moves first: a crash in between leaves the old champion in place, and whoever does it
+        again repairs it.
         """
-        old = self.champion()
+        known = self.aliases()
         with self._speaking():
-            client = self._client()
-            if old is not None and old.number != version.number:
-                client.set_registered_model_alias(self.model, PREVIOUS, old.number)
+            client, old = self._client(), known.get(CHAMPION)
+            if old is not None and old != version.number:
+                client.set_registered_model_alias(self.model, PREVIOUS, old)
             client.set_registered_model_alias(self.model, CHAMPION, version.number)
+            if known.get(CHALLENGER) == version.number:
+                client.delete_registered_model_alias(self.model, CHALLENGER)
 
     def _client(self) -> MlflowClient:
         return _client(self.uri)
 
     def _speaking(self) -> AbstractContextManager[None]:
         return _speaking(self.uri)
+
+
+def models(uri: str) -> dict[str, dict[str, str]]:
+    """The registered models at a server, and which version each of their aliases names.
+
+    Raises:
+        Fault: the server failed.
+    """
+    with _speaking(uri):
+        client, token, found = _client(uri), None, {}
+        while True:
+            page = client.search_registered_models(page_token=token)
+            for model in page:
+                found[model.name] = {alias: str(number) for alias, number in model.aliases.items()}
+            token = page.token
+            if not token:
+                return found
 
 
 def registered_fingerprints(uri: str) -> frozenset[str]:
@@ -169,4 +244,5 @@ def _speaking(uri: str) -> Iterator[None]:
 
 
 def _version(found: Any) -> Version:
-    return Version(number=str(found.version), run_id=str(found.run_id), tags=dict(found.tags))
+    made = found.creation_timestamp / 1000.0
+    return Version(number=str(found.version), run_id=str(found.run_id), tags=dict(found.tags), made=made)
