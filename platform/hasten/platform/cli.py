@@ -16,6 +16,7 @@ from rich.console import Console
 
 from hasten.platform import analyzing, registry_cli, stack_cli, store_cli
 from hasten.platform.saying import say
+from hasten.platform.scheduling import cli as schedule_cli
 from hasten.trainers import config
 from hasten.trainers.errors import ConfigError, Fault, HastenError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in the store.")
 app.add_typer(data_app, name="data")
+app.add_typer(schedule_cli.app, name="schedule", rich_help_panel="Keep models fresh")
 app.add_typer(registry_cli.app, name="registry", rich_help_panel="Keep models fresh")
 app.add_typer(analyzing.app, name="analyze", rich_help_panel="Use a model")
 for command in (stack_cli.up, stack_cli.down, store_cli.status, stack_cli.doctor):

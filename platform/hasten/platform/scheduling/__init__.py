@@ -1,0 +1,1 @@
+"""``hasten schedule``: ticks by the clock, here or by somebody else's scheduler."""
