@@ -403,7 +403,8 @@ def test_a_hostile_tar_writes_nowhere(tmp_path: Path) -> None:
     assert not Path("/tmp/hasten-escape.png").exists()
     assert "\x1b" not in json.dumps(reported(tmp_path / "store"), ensure_ascii=False)
     names = {path.name for path in (tmp_path / "store").rglob("*") if path.is_file()}
-    assert names == {"manifest.json", "report.json", Path(manifest.shards[0].path).name}
+    kept = {"manifest.json", f"{manifest.digest}.json", "report.json", Path(manifest.shards[0].path).name}
+    assert names == kept
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
