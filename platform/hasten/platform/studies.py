@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from hasten.platform import identities, importing, settings
+from hasten.platform import identities, importing, provenance, settings
 from hasten.platform.connection import connected
 from hasten.platform.identity import RunIdentity
 from hasten.platform.services import Services
@@ -52,7 +52,7 @@ class Study:
     @property
     def parent(self) -> RunIdentity:
         """The study's own run in the tracking server."""
-        return identities.study(self.plan)
+        return identities.study(self.plan, provenance.current())
 
     def job(self, trial: Trial) -> Job:
         """A trial bound to its data, which are looked up once for all trials that see them alike.
@@ -74,7 +74,12 @@ class Study:
 
     def ledger(self) -> Ledger:
         """What the store knows of the study; to be closed by whoever writes to it."""
-        return Ledger(Folder(f"{self.services.storage_uri.rstrip('/')}/studies/{self.name}"))
+        return Ledger(Folder(self.uri))
+
+    @property
+    def uri(self) -> str:
+        """The study's folder in the store."""
+        return f"{self.services.storage_uri.rstrip('/')}/studies/{self.name}"
 
     def conductor(self) -> Conductor:
         """What runs next, and what becomes of it; to be closed.
@@ -100,7 +105,8 @@ class Study:
 
     def identity(self, trial: Trial, parent_run_id: str) -> RunIdentity:
         """A trial's run in the tracking server."""
-        return identities.trial(trial, self.job(trial), study=self.name, parent_run_id=parent_run_id)
+        job, source = self.job(trial), provenance.current()
+        return identities.trial(trial, job, source, study=self.name, parent_run_id=parent_run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from hasten.platform import progress, settings, study_reports
+from hasten.platform import identities, keepsakes, notes, progress, provenance, settings, study_reports
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import FINGERPRINT, TRIAL
 from hasten.platform.locks import only_driver, only_one
@@ -67,7 +67,7 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
     now = _now(conductor)
     if not conductor.over:
         _require_cluster(study)
-    track = study.tracking.open(study.parent)
+    track = _open_parent(study, is_over=conductor.over)
     try:
         share_view(study, image_step=0)
         left = now.planned - len(now.records)
@@ -95,6 +95,15 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
         console.print(f"{len(failed)} trials failed for good: {', '.join(failed[:10])}", soft_wrap=True)
     states = {view.trial: view.state for view in conductor.roster.views()}
     return outcome(study, now, states), told
+
+
+def _open_parent(study: Study, *, is_over: bool) -> MlflowTracker:
+    """The tracker of the study's own run, with the files that one needs to repeat it."""
+    source, files = provenance.current(), identities.study_files(study.plan)
+    if not is_over:  # who only mends what MLflow missed has trained nothing
+        keepsakes.write(study.uri, study.parent, source)
+        files |= source.files() | {provenance.REQUIREMENTS: provenance.packages().encode()}
+    return study.tracking.open(study.parent, files=files)
 
 
 def _now(conductor: Conductor) -> Standing:
@@ -214,6 +223,7 @@ def share_view(study: Study, *, image_step: int) -> None:
         swept,
         axes=[key for key in swept if all(key in each for each in settings_of)],
         image_step=image_step,
+        note=notes.experiment(spec.question, study.tracking.link(study.name)),
     )
 
 

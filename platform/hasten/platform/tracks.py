@@ -14,6 +14,7 @@ from typing import Protocol
 
 from hasten.platform import shared_view
 from hasten.platform.identity import FINGERPRINT, NOTE, STUDY, RunIdentity
+from hasten.platform.observer import Gauge, Observer
 from hasten.platform.outage import check_uri, spoken
 from hasten.platform.reconciliation import Correction, Seen, corrections
 from hasten.platform.replay import TrialDoor, replay
@@ -47,6 +48,9 @@ class Server(TrialDoor, Protocol):
     def tag_experiment(self, name: str, tags: Mapping[str, str]) -> None:
         """Set tags on an experiment."""
 
+    def gauges(self) -> list[Gauge]:
+        """What measures this machine; asks no server."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tracks(ABC):
@@ -66,12 +70,22 @@ class Tracks(ABC):
     def __post_init__(self) -> None:
         check_uri(self.uri)
 
-    def open(self, identity: RunIdentity, *, required: bool = True, fresh: bool = False) -> MlflowTracker:
+    def open(
+        self,
+        identity: RunIdentity,
+        *,
+        required: bool = True,
+        fresh: bool = False,
+        observed: bool = False,
+        files: Mapping[str, bytes] | None = None,
+    ) -> MlflowTracker:
         """The tracker of a run, which is made, or found again and continued as one more attempt.
 
         With ``required=False`` a server that does not answer is no obstacle: the spool keeps everything
         and the run is looked up when the server is back. Once a study runs, its trials ask for that. A
         ``fresh`` run is not looked for: the caller knows that there is none, and that nobody else makes it.
+        Where the run is ``observed``, it computes here: the packages and the load of this machine belong to
+        it. ``files`` are small ones, by path, that belong to it as well.
 
         Raises:
             Fault: the server does not answer or refuses us, or the spool cannot be written.
@@ -84,13 +98,22 @@ class Tracks(ABC):
                 run = server.attempt(identity, fresh=fresh)
         try:
             folder = self.spool / identity.slug()
-            return MlflowTracker(
-                server, identity, folder, run=run, fresh=fresh, close_seconds=self.close_seconds
+            tracker = MlflowTracker(
+                server,
+                identity,
+                folder,
+                run=run,
+                fresh=fresh,
+                close_seconds=self.close_seconds,
+                observer=Observer(server.gauges) if observed else None,
             )
         except OSError as error:
             raise Fault(
                 str(self.spool), f"cannot be written: {error.strerror}", "It holds the spool."
             ) from None
+        for path, content in (files or {}).items():
+            tracker.artifact(path, content)
+        return tracker
 
     def status(self, identity: RunIdentity) -> str:
         """The run's status as MLflow says it, or an empty string where there is no such run.
