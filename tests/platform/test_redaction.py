@@ -44,7 +44,9 @@ def test_what_looks_like_a_secret_is_hidden_wherever_it_is(value):
 
 def test_the_values_of_secret_variables_are_hidden_without_a_name():
     environment = {"MLFLOW_TRACKING_PASSWORD": SECRET, "PWD": "/home/me/work", "LANG": "C.UTF-8"}
-    shown = redaction.command_line(["hasten", "train", f"/home/me/work/{SECRET}.yaml", "C.UTF-8"], environment)
+    shown = redaction.command_line(
+        ["hasten", "train", f"/home/me/work/{SECRET}.yaml", "C.UTF-8"], environment
+    )
     assert shown == f"hasten train /home/me/work/{HIDDEN}.yaml C.UTF-8"
 
 
@@ -53,13 +55,15 @@ def test_what_is_no_secret_stays_and_can_be_pasted_into_a_shell():
     arguments += ["-s", "model.tokenizer=bpe", "-s", "author=me", "s3://bucket/compass", "-s", "bypass=1"]
     shown = redaction.command_line(arguments, {"SHORT_TOKEN": "two"})
     assert shown == (
-        "hasten train digits -s optimizer.lr=2e-3 -s 'name=two words' --json -s model.tokenizer=bpe -s author=me"
-        " s3://bucket/compass -s bypass=1"
+        "hasten train digits -s optimizer.lr=2e-3 -s 'name=two words' --json -s model.tokenizer=bpe"
+        " -s author=me s3://bucket/compass -s bypass=1"
     )
 
 
 def test_a_patch_loses_its_secrets_and_keeps_its_code():
-    code = "+    tokens = split(text)\n-    num_tokens = 5\n+def login(token, password=None):\n+    x.auth(y)\n"
+    code = (
+        "+    tokens = split(text)\n-    num_tokens = 5\n+def login(token, password=None):\n+    x.auth(y)\n"
+    )
     secrets = (
         f'+PASSWORD = "{SECRET}"\n+export HUB_TOKEN={SECRET}\n+  secret: {SECRET}\n'
         f"+-----BEGIN RSA PRIVATE KEY-----\n+{SECRET}\n+-----END RSA PRIVATE KEY-----\n"

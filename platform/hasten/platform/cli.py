@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from rich.console import Console
 
-from hasten.platform import analyzing, stack_cli, store_cli
+from hasten.platform import analyzing, stack_cli, store_cli, tracking_cli
 from hasten.platform.saying import say
 from hasten.trainers import config
 from hasten.trainers.errors import ConfigError, Fault, HastenError
@@ -29,6 +29,7 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Data sets in the store.")
 app.add_typer(data_app, name="data")
 app.add_typer(analyzing.app, name="analyze", rich_help_panel="Use a model")
+app.add_typer(tracking_cli.app, name="tracking", rich_help_panel="Keep models fresh")
 for command in (stack_cli.up, stack_cli.down, store_cli.status, stack_cli.doctor):
     app.command(rich_help_panel="The local stack")(command)
 app.command(rich_help_panel="Keep models fresh")(store_cli.clean)

@@ -21,27 +21,22 @@ def run(job: Job, source: Provenance) -> str:
     what = f"Run **{job.spec.name}**: {_data(job)}, seed {job.spec.budget.seed}."
     return _page(
         what,
-        _files(job),
         _again(source, f"hasten train {_base_name(RESOLVED_CONFIG)}", f"`{RESOLVED_CONFIG}`", "this run"),
         "The same command resumes the run where it stands. On another number of workers, another device or"
         " other versions the last bits may differ.",
+        _files(job),
         RECONSTRUCTION,
     )
 
 
 def trial(planned: Trial, job: Job, source: Provenance, *, study: str) -> str:
     """For a trial of a study."""
-    changes = flatten(planned.changes)
-    rows = [f"| `{key}` | `{value}` |" for key, value in changes.items()]
-    table = (
-        "\n".join(["| changed | to |", "|---|---|", *rows]) if rows else "It is the base recipe unchanged."
-    )
     place = f"`{RESOLVED_CONFIG}`, the others from the study's run (*Parent run* above)"
     return _page(
-        f"Arm **{planned.arm}** of study **{study}**, seed {planned.seed}: {_data(job)}.",
-        table,
-        _files(job),
+        f"Arm **{planned.arm}** of study **{study}**, seed {planned.seed}: {_changes(planned.changes)},"
+        f" {_data(job)}.",
         _again(source, f"hasten train {_base_name(RESOLVED_CONFIG)}", place, "this run"),
+        _files(job),
         RECONSTRUCTION,
     )
 
@@ -66,8 +61,8 @@ def study(plan: Plan, source: Provenance) -> str:
         spec.question or f"Study {spec.name}.",
         f"{count} on the recipe `{spec.base}`, judged by `{spec.objective.metric}` ({spec.objective.mode})."
         " The answer is in `report/report.html` under *Artifacts*.",
-        what,
         _again(source, command, place, "this run"),
+        what,
         RECONSTRUCTION,
     )
 
@@ -78,7 +73,9 @@ def experiment(question: str, link: str) -> str:
 
 
 def _changes(changes: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}: {value}`" for key, value in flatten(dict(changes)).items()) or "the base recipe"
+    return (
+        ", ".join(f"`{key}: {value}`" for key, value in flatten(dict(changes)).items()) or "the base recipe"
+    )
 
 
 def _data(job: Job) -> str:

@@ -48,6 +48,9 @@ class Server(TrialDoor, Protocol):
     def tag_experiment(self, name: str, tags: Mapping[str, str]) -> None:
         """Set tags on an experiment."""
 
+    def files(self, run_id: str, folder: str) -> list[str]:
+        """The paths of the artifacts in a folder of a run."""
+
     def gauges(self) -> list[Gauge]:
         """What measures this machine; asks no server."""
 
@@ -124,6 +127,32 @@ class Tracks(ABC):
         with spoken(self.uri):
             found = self._server().existing(identity)
         return found.status if found else ""
+
+    def lacks(
+        self, identity: RunIdentity, points: Collection[tuple[str, int]], files: Mapping[str, int]
+    ) -> str:
+        """What a run lacks, in words; an empty string where it has all of it.
+
+        Args:
+            identity: the run.
+            points: metrics, each with its step.
+            files: how many files are in each of these folders, at the least.
+
+        Raises:
+            Fault: the server does not answer or refuses us.
+        """
+        with spoken(self.uri):
+            server = self._server()
+            found = server.existing(identity)
+            if found is None:
+                return "the run"
+            there = {(point.key, point.step) for point in server.history(found.run_id)}
+            if missing := set(points) - there:
+                return f"{len(missing):,} points"
+            for folder, count in files.items():
+                if len(server.files(found.run_id, folder)) < count:
+                    return f"files in {folder}"
+        return ""
 
     def run_id(self, identity: RunIdentity) -> str | None:
         """The run's id, or None where there is no such run.

@@ -152,6 +152,10 @@ class Mlflow:
         with judged(), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
 
+    def files(self, run_id: str, folder: str) -> list[str]:
+        with judged():
+            return [file.path for file in self.client.list_artifacts(run_id, folder) if not file.is_dir]
+
     def gauges(self) -> list[Gauge]:
         return machine.gauges()
 
