@@ -22,7 +22,8 @@ import pytest
 from mlflow import MlflowClient
 
 from hasten.platform import shared_view
-from hasten.platform.tracking import Dataset, RunIdentity, Tracking, _Mlflow, round_trip
+from hasten.platform.tracking import Dataset, RunIdentity, Tracking, round_trip
+from hasten.platform.tracking.door import Mlflow
 from hasten.trainers.errors import ConfigError, Fault
 
 pytestmark = pytest.mark.stack
@@ -258,7 +259,7 @@ def test_a_close_in_mid_request_makes_nobody_send_its_points_again(
     server, tracking, client, study, monkeypatch
 ):
     identity, asked, answered = trial_of(study, "slow"), threading.Event(), threading.Event()
-    log = _Mlflow.log
+    log = Mlflow.log
 
     def slow(self, *points):
         is_first = not asked.is_set()
@@ -269,7 +270,7 @@ def test_a_close_in_mid_request_makes_nobody_send_its_points_again(
         if is_first:
             answered.set()
 
-    monkeypatch.setattr(_Mlflow, "log", slow)
+    monkeypatch.setattr(Mlflow, "log", slow)
     hasty = Tracking(server.uri, tracking.spool, close_seconds=0.5)
     first = hasty.open(identity)
     first.metrics({"eval/loss": 0.5}, step=64)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 from rich.console import Console
 
-from hasten.platform import analyzing, registry_cli, stack_cli, store_cli
+from hasten.platform import analyzing, registry_cli, stack_cli, store_cli, tracking_cli
 from hasten.platform.saying import say
 from hasten.platform.scheduling import cli as schedule_cli
 from hasten.trainers import config
@@ -32,6 +32,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(schedule_cli.app, name="schedule", rich_help_panel="Keep models fresh")
 app.add_typer(registry_cli.app, name="registry", rich_help_panel="Keep models fresh")
 app.add_typer(analyzing.app, name="analyze", rich_help_panel="Use a model")
+app.add_typer(tracking_cli.app, name="tracking", rich_help_panel="Keep models fresh")
 for command in (stack_cli.up, stack_cli.down, store_cli.status, stack_cli.doctor):
     app.command(rich_help_panel="The local stack")(command)
 app.command(rich_help_panel="Keep models fresh")(store_cli.clean)

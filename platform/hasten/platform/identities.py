@@ -2,102 +2,95 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
-import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
+from hasten.platform import notes
 from hasten.platform.identity import ARM, FINGERPRINT, SEED, STUDY, TRIAL, Dataset, RunIdentity
+from hasten.platform.provenance import Provenance
 from hasten.platform.tracking import Tracking
 from hasten.sweeps.plan import Plan, Trial
 from hasten.trainers.job import Job
 from hasten.trainers.specs import flatten
 from hasten.trainers.tracker import Tracker
 
-RECONSTRUCTION = "CLTS and MDLRC are reconstructions of arXiv 2404.07946 from third-party code and reviews."
-
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """Opens the tracker of one run, in whichever process trains it; ``fresh`` as for ``Tracking.open``."""
+    """Opens the tracker of one run, in whichever process trains it; arguments as for ``Tracking.open``."""
 
     tracking: Tracking
     identity: RunIdentity
     fresh: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __call__(self) -> Tracker:
-        return self.tracking.open(self.identity, required=False, fresh=self.fresh)
+        return self.tracking.open(
+            self.identity, required=False, fresh=self.fresh, observed=True, files=self.files
+        )
 
 
-def run(job: Job, *, experiment: str | None = None, tags: Mapping[str, str] | None = None) -> RunIdentity:
+def run(
+    job: Job,
+    source: Provenance,
+    *,
+    experiment: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> RunIdentity:
     """A run of its own; ``experiment`` is its recipe's name unless given."""
-    command = f"hasten train {job.spec.name}"
     return RunIdentity(
         experiment=experiment or job.spec.name,
         name=job.run,
         kind="run",
-        tags={**_tags(job), **(tags or {})},
+        tags={**_tags(job, source), **(tags or {})},
         params=_params(job),
-        note=_note(f"Run `{job.run}`. The same command resumes it: `{command}`.", job.uri),
+        note=notes.run(job, source),
         dataset=_dataset(job),
     )
 
 
-def trial(planned: Trial, job: Job, *, study: str, parent_run_id: str) -> RunIdentity:
+def trial(planned: Trial, job: Job, source: Provenance, *, study: str, parent_run_id: str) -> RunIdentity:
     """A trial of a study, nested under its parent."""
-    changes = (
-        ", ".join(f"`{key}: {value}`" for key, value in flatten(planned.changes).items()) or "the base recipe"
-    )
-    text = f"Arm **{planned.arm}** of study **{study}**, seed {planned.seed}: {changes}."
     tags = {STUDY: study, TRIAL: planned.name, ARM: planned.arm, SEED: str(planned.seed)}
     return RunIdentity(
         experiment=study,
         name=planned.name,
         kind="trial",
-        tags={**_tags(job), **tags},
+        tags={**_tags(job, source), **tags},
         params=_params(job),
         parent_run_id=parent_run_id,
-        note=_note(text, job.uri),
+        note=notes.trial(planned, job, source, study=study),
         dataset=_dataset(job),
     )
 
 
-def study(plan: Plan) -> RunIdentity:
+def study(plan: Plan, source: Provenance) -> RunIdentity:
     """The parent of a study's trials."""
     spec = plan.study
-    what = (
-        f"{len(plan.arms)} arms x {len(spec.seeds)} seeds"
-        if spec.arms
-        else f"{len(plan.trials)} points of a space"
-    )
-    note = f"{spec.question}\n\n{what}. Repeat or resume: `hasten sweep {spec.name}`.\n\n{RECONSTRUCTION}"
     return RunIdentity(
         experiment=spec.name,
         name=spec.name,
         kind="study",
-        tags={STUDY: spec.name, **_code()},
+        tags={STUDY: spec.name, **source.tags()},
         params={"base": spec.base, "seeds": list(spec.seeds), "objective.metric": spec.objective.metric},
-        note=note,
+        note=notes.study(plan, source),
     )
 
 
-def _tags(job: Job) -> dict[str, str]:
-    return {FINGERPRINT: job.fingerprint, **_code()}
+def study_files(plan: Plan) -> dict[str, bytes]:
+    """A study and its base recipe as files that make the same study wherever they lie side by side."""
+    spec = plan.study.model_dump(mode="json", exclude_defaults=True)
+    spec |= {"base": notes.BASE_FILE.rpartition("/")[2]}
+    spec.pop("base_overrides", None)
+    files = {notes.STUDY_FILE: spec, notes.BASE_FILE: dict(plan.base)}
+    return {path: yaml.safe_dump(content, sort_keys=False).encode() for path, content in files.items()}
 
 
-@functools.cache
-def _code() -> dict[str, str]:
-    """The version of hasten, and the commit where it runs from a checkout."""
-    tags = {"hasten.version": metadata.version("hasten")}
-    if shutil.which("git"):
-        command = ["git", "-C", __file__.rpartition("/")[0], "rev-parse", "HEAD"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode == 0:
-            tags["mlflow.source.git.commit"] = answer.stdout.strip()
-    return tags
+def _tags(job: Job, source: Provenance) -> dict[str, str]:
+    return {FINGERPRINT: job.fingerprint, **source.tags()}
 
 
 def _params(job: Job) -> dict[str, Any]:
@@ -107,7 +100,3 @@ def _params(job: Job) -> dict[str, Any]:
 
 def _dataset(job: Job) -> Dataset:
     return Dataset(name=job.spec.data.source, digest=job.data_digest, source=job.data_uri)
-
-
-def _note(text: str, uri: str) -> str:
-    return f"{text}\n\nCheckpoints and the result are in `{uri}`.\n\n{RECONSTRUCTION}"

@@ -66,7 +66,7 @@ def only_driver(note: Callable[[], StudyNote | None], *, say: Callable[[str], No
     """
     first = last = note()
     is_told = False
-    while first is not None and last is not None and last.is_alive() and not _is_gone(last):
+    while first is not None and last is not None and last.is_alive() and not is_gone(last):
         what = f"study {last.name}"
         if last.heartbeat > first.heartbeat:
             problem = f"is being run by process {last.pid} on {last.host}"
@@ -78,7 +78,7 @@ def only_driver(note: Callable[[], StudyNote | None], *, say: Callable[[str], No
         last = note()
 
 
-def _is_gone(note: StudyNote) -> bool:
+def is_gone(note: StudyNote) -> bool:
     """Whether who wrote it is known to be gone: an earlier life of this process, or of this machine."""
     if note.host != socket.gethostname():
         return False

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-MAX_KEYS: Final = 40
+from hasten.platform.observer import PREFIX
+
+MAX_KEYS: Final = 40  # those of the machine do not count: a node may have many GPUs
 
 Mode = Literal["min", "max"]
 
@@ -77,7 +79,7 @@ class Scores:
         return [sample for sample in samples if self._is_new(sample)]
 
     def _is_new(self, sample: Sample) -> bool:
-        if sample.key not in self.seen and len(self.seen) >= MAX_KEYS:
+        if sample.key not in self.seen and not sample.key.startswith(PREFIX) and self._num_own() >= MAX_KEYS:
             self.refused.add(sample.key)
             return False
         steps = self.seen.setdefault(sample.key, set())
@@ -85,6 +87,9 @@ class Scores:
             return False
         steps.add(sample.step)
         return True
+
+    def _num_own(self) -> int:
+        return sum(not key.startswith(PREFIX) for key in self.seen)
 
     def _remember(self, sample: Sample) -> bool:
         """Note an evaluation metric's value; whether it is the best so far."""

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from hasten.platform.identity import RunIdentity
 from hasten.platform.outage import Refused, Unreachable
-from hasten.platform.scores import Sample, Scores
+from hasten.platform.scores import MAX_KEYS, Sample, Scores
 from hasten.platform.spool import Entry, Segment
 from hasten.trainers.tracker import EndStatus
 
@@ -107,8 +107,10 @@ class Shipment:
             elif "end" in entry and self.takes_end:
                 chunk.end, chunk.time = entry["end"], entry["time"]
                 chunk.samples += self.scores.finals(time=chunk.time)
+        # The server's compare page plots what it heard of first.
+        chunk.samples.sort(key=lambda sample: not sample.key.startswith("eval/"))
         for key in self.scores.refused:
-            self._warn(key, f"metric {key} is not sent: a run has at most {len(self.scores.seen)} metrics")
+            self._warn(key, f"metric {key} is not sent: a run has at most {MAX_KEYS} metrics")
         return chunk
 
     def _log(self, samples: list[Sample], tags: dict[str, str]) -> None:

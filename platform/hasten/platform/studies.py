@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from hasten.platform import identities, importing, settings
+from hasten.platform import identities, importing, provenance, settings
 from hasten.platform.connection import connected
 from hasten.platform.identity import RunIdentity
+from hasten.platform.provenance import Provenance
 from hasten.platform.services import Services
 from hasten.platform.tracking import Tracking, tracker_of
 from hasten.sweeps import plan as plans
@@ -30,6 +31,7 @@ from hasten.trainers.patience import patiently
 from hasten.trainers.records import RunResult
 from hasten.trainers.specs import RunSpec
 from hasten.trainers.store import Folder
+from hasten.trainers.tracker import EndStatus
 
 _PATIENCE: Final = 60.0  # seconds for which the store may be away when a trial is to start
 _READERS: Final = 16  # files of the store that are read at once
@@ -38,11 +40,16 @@ _OF_DATA: Final = {"data", "model", "diffusion", "conditioning", "eval"}  # what
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A study's plan bound to its services."""
+    """A study's plan bound to its services.
+
+    ``source`` is where its runs come from; ``shown`` its own run in the tracking server, where that is known.
+    """
 
     plan: Plan
     services: Services
     tracking: Tracking
+    source: Provenance = field(default_factory=provenance.current)
+    shown: RunIdentity | None = None
     _bound: dict[str, Job] = field(default_factory=dict, repr=False)
 
     @property
@@ -52,7 +59,7 @@ class Study:
     @property
     def parent(self) -> RunIdentity:
         """The study's own run in the tracking server."""
-        return identities.study(self.plan)
+        return self.shown or identities.study(self.plan, self.source)
 
     def job(self, trial: Trial) -> Job:
         """A trial bound to its data, which are looked up once for all trials that see them alike.
@@ -74,7 +81,12 @@ class Study:
 
     def ledger(self) -> Ledger:
         """What the store knows of the study; to be closed by whoever writes to it."""
-        return Ledger(Folder(f"{self.services.storage_uri.rstrip('/')}/studies/{self.name}"))
+        return Ledger(Folder(self.uri))
+
+    @property
+    def uri(self) -> str:
+        """The study's folder in the store."""
+        return f"{self.services.storage_uri.rstrip('/')}/studies/{self.name}"
 
     def conductor(self) -> Conductor:
         """What runs next, and what becomes of it; to be closed.
@@ -100,7 +112,8 @@ class Study:
 
     def identity(self, trial: Trial, parent_run_id: str) -> RunIdentity:
         """A trial's run in the tracking server."""
-        return identities.trial(trial, self.job(trial), study=self.name, parent_run_id=parent_run_id)
+        job = self.job(trial)
+        return identities.trial(trial, job, self.source, study=self.name, parent_run_id=parent_run_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +127,16 @@ class Standing:
     @property
     def is_finished(self) -> bool:
         return len(self.records) == self.planned
+
+    @property
+    def again(self) -> list[str]:
+        """The trials that the same command tries once more."""
+        return [each.trial for each in self.in_order() if each.failure in ("lost", "data", "program")]
+
+    @property
+    def ending(self) -> EndStatus:
+        """How the study has ended, as it stands."""
+        return "failed" if self.again else "finished" if self.is_finished else "stopped"
 
     def in_order(self) -> list[TrialRecord]:
         return [self.records[trial.name] for trial in self.trials if trial.name in self.records]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from hasten.platform import progress, settings, study_reports
+from hasten.platform import identities, keepsakes, notes, progress, provenance, settings, study_reports
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import FINGERPRINT, TRIAL
 from hasten.platform.locks import only_driver, only_one
@@ -26,7 +26,15 @@ from hasten.sweeps.reports.build import StudyReport
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.errors import Fault, Stopped
 from hasten.trainers.specs import flatten
-from hasten.trainers.tracker import EVAL_FRECHET, EVAL_LOSS, TRAIN_LOSS, EndStatus, Tracker
+from hasten.trainers.tracker import (
+    EVAL_FRECHET,
+    EVAL_LOSS,
+    FIXED_NOISE_GRID,
+    RESOLVED_CONFIG,
+    TRAIN_LOSS,
+    EndStatus,
+    Tracker,
+)
 
 if TYPE_CHECKING:
     from hasten.platform.tracker import MlflowTracker
@@ -67,7 +75,7 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
     now = _now(conductor)
     if not conductor.over:
         _require_cluster(study)
-    track = study.tracking.open(study.parent)
+    track = _open_parent(study, is_over=conductor.over)
     try:
         share_view(study, image_step=0)
         left = now.planned - len(now.records)
@@ -79,13 +87,13 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
         share_view(study, image_step=max(trial.spec.budget.images for trial in now.trials))
         told = study_reports.report(study, now)
         if now.records:
-            _attach(told, track)
+            attach(told, track)
     except BaseException:
         track.close("stopped")
         raise
     failed = [record.trial for record in now.in_order() if record.state == "failed"]
-    again = [record.trial for record in now.in_order() if record.failure in ("lost", "data", "program")]
-    track.close("failed" if again else "finished" if now.is_finished else "stopped")
+    again = now.again
+    track.close(now.ending)
     if not now.is_finished:
         raise _stopped(study, conductor)
     if again:
@@ -95,6 +103,16 @@ def _conduct(study: Study, conductor: Conductor, console: Console) -> tuple[dict
         console.print(f"{len(failed)} trials failed for good: {', '.join(failed[:10])}", soft_wrap=True)
     states = {view.trial: view.state for view in conductor.roster.views()}
     return outcome(study, now, states), told
+
+
+def _open_parent(study: Study, *, is_over: bool) -> MlflowTracker:
+    """The tracker of the study's own run, with the files that one needs to repeat it."""
+    source, files = provenance.current(), identities.study_files(study.plan)
+    if not is_over:  # who only mends what MLflow missed has trained nothing
+        files |= {provenance.REQUIREMENTS: provenance.packages().encode()}
+        keepsakes.write(study.uri, study.parent, source, files)
+        files |= source.files()
+    return study.tracking.open(study.parent, files=files)
 
 
 def _now(conductor: Conductor) -> Standing:
@@ -214,6 +232,7 @@ def share_view(study: Study, *, image_step: int) -> None:
         swept,
         axes=[key for key in swept if all(key in each for each in settings_of)],
         image_step=image_step,
+        note=notes.experiment(spec.question, study.tracking.link(study.name)),
     )
 
 
@@ -244,7 +263,7 @@ def settle(study: Study, now: Standing, parent_run_id: str) -> None:
         ]
         if untold:
             with ThreadPoolExecutor(_TELLERS) as pool:
-                list(pool.map(lambda trial: _retell(study, trial, now, parent_run_id), untold))
+                list(pool.map(lambda trial: retell_trial(study, trial, now, parent_run_id), untold))
             seen, earlier = _current(study, now, study.tracking.seen(study.name))
         study.tracking.reconcile(study.name, statuses, stopped_by=stopped_by, seen=seen)
         study.tracking.reconcile(study.name, {}, seen=earlier)
@@ -264,21 +283,27 @@ def _current(study: Study, now: Standing, seen: Sequence[Seen]) -> tuple[list[Se
     return ours, earlier
 
 
-def _retell(study: Study, trial: Trial, now: Standing, parent_run_id: str) -> None:
-    """Tell the tracking server of a trial that is over, and whose process did not come to say so itself."""
+def retell_trial(study: Study, trial: Trial, now: Standing, parent_run_id: str) -> None:
+    """Tell the tracking server all that the store knows of a trial that is over.
+
+    For a trial whose process did not come to say so itself, and for a server that is new.
+    """
     record, job = now.records[trial.name], study.job(trial)
     identity = study.identity(trial, parent_run_id)
     if record.state == "finished" and RunStore(job.uri).result() is not None:
         retell(job, study.tracking, identity)
         return
     track = study.tracking.open(identity)
+    track.artifact(RESOLVED_CONFIG, job.resolved().encode())
+    for step, picture in RunStore(job.uri).sheets():
+        track.image(FIXED_NOISE_GRID, picture, step=step)
     for metric, curve in record.curves.items():
         for step, value in curve:
             track.metrics({metric: value}, step=step)
     track.close("failed" if record.state == "failed" else "finished")
 
 
-def _attach(told: StudyReport, track: Tracker) -> None:
+def attach(told: StudyReport, track: Tracker) -> None:
     """Write the report, and put it into the study's run."""
     for path in study_reports.write(told):
         track.artifact(f"report/{path.name}", path.read_bytes())

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from hasten.platform import shared_view
 from hasten.platform.identity import FINGERPRINT, NOTE, STUDY, RunIdentity
+from hasten.platform.observer import Gauge, Observer
 from hasten.platform.outage import check_uri, spoken
 from hasten.platform.reconciliation import Correction, Seen, corrections
 from hasten.platform.replay import TrialDoor, replay
@@ -47,6 +48,12 @@ class Server(TrialDoor, Protocol):
     def tag_experiment(self, name: str, tags: Mapping[str, str]) -> None:
         """Set tags on an experiment."""
 
+    def files(self, run_id: str, folder: str) -> list[str]:
+        """The paths of the artifacts in a folder of a run."""
+
+    def gauges(self) -> list[Gauge]:
+        """What measures this machine; asks no server."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tracks(ABC):
@@ -66,12 +73,22 @@ class Tracks(ABC):
     def __post_init__(self) -> None:
         check_uri(self.uri)
 
-    def open(self, identity: RunIdentity, *, required: bool = True, fresh: bool = False) -> MlflowTracker:
+    def open(
+        self,
+        identity: RunIdentity,
+        *,
+        required: bool = True,
+        fresh: bool = False,
+        observed: bool = False,
+        files: Mapping[str, bytes] | None = None,
+    ) -> MlflowTracker:
         """The tracker of a run, which is made, or found again and continued as one more attempt.
 
         With ``required=False`` a server that does not answer is no obstacle: the spool keeps everything
         and the run is looked up when the server is back. Once a study runs, its trials ask for that. A
         ``fresh`` run is not looked for: the caller knows that there is none, and that nobody else makes it.
+        Where the run is ``observed``, it computes here: the packages and the load of this machine belong to
+        it. ``files`` are small ones, by path, that belong to it as well.
 
         Raises:
             Fault: the server does not answer or refuses us, or the spool cannot be written.
@@ -84,13 +101,22 @@ class Tracks(ABC):
                 run = server.attempt(identity, fresh=fresh)
         try:
             folder = self.spool / identity.slug()
-            return MlflowTracker(
-                server, identity, folder, run=run, fresh=fresh, close_seconds=self.close_seconds
+            tracker = MlflowTracker(
+                server,
+                identity,
+                folder,
+                run=run,
+                fresh=fresh,
+                close_seconds=self.close_seconds,
+                observer=Observer(server.gauges) if observed else None,
             )
         except OSError as error:
             raise Fault(
                 str(self.spool), f"cannot be written: {error.strerror}", "It holds the spool."
             ) from None
+        for path, content in (files or {}).items():
+            tracker.artifact(path, content)
+        return tracker
 
     def status(self, identity: RunIdentity) -> str:
         """The run's status as MLflow says it, or an empty string where there is no such run.
@@ -101,6 +127,32 @@ class Tracks(ABC):
         with spoken(self.uri):
             found = self._server().existing(identity)
         return found.status if found else ""
+
+    def lacks(
+        self, identity: RunIdentity, points: Collection[tuple[str, int]], files: Mapping[str, int]
+    ) -> str:
+        """What a run lacks, in words; an empty string where it has all of it.
+
+        Args:
+            identity: the run.
+            points: metrics, each with its step.
+            files: how many files are in each of these folders, at the least.
+
+        Raises:
+            Fault: the server does not answer or refuses us.
+        """
+        with spoken(self.uri):
+            server = self._server()
+            found = server.existing(identity)
+            if found is None:
+                return "the run"
+            there = {(point.key, point.step) for point in server.history(found.run_id)}
+            if missing := set(points) - there:
+                return f"{len(missing):,} points"
+            for folder, count in files.items():
+                if len(server.files(found.run_id, folder)) < count:
+                    return f"files in {folder}"
+        return ""
 
     def run_id(self, identity: RunIdentity) -> str | None:
         """The run's id, or None where there is no such run.

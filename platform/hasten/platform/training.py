@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 
-from hasten.platform import identities, importing, progress
+from hasten.platform import identities, importing, keepsakes, progress, provenance
 from hasten.platform.connection import connected
 from hasten.platform.identities import OpenRun
 from hasten.platform.identity import RunIdentity
@@ -57,8 +58,10 @@ def run(
 ) -> dict[str, Any]:
     """As :func:`train`, for a run that is bound to its data."""
     tracking = tracker_of(services)
-    identity = identities.run(job, experiment=experiment, tags=tags)
+    source = provenance.current()
+    identity = identities.run(job, source, experiment=experiment, tags=tags)
     if RunStore(job.uri).result() is None:
+        keepsakes.write(job.uri, identity, source)
         launch = _locally if job.spec.execution.launcher == "local" else _on_ray
         launch(job, tracking, identity, services, console)
     else:
@@ -69,12 +72,17 @@ def run(
 def repair(job: Job, tracking: Tracking, identity: RunIdentity) -> None:
     """Tell the tracking server what it missed of a finished run."""
     if tracking.status(identity) != "FINISHED":
-        retell(job, tracking, identity)
+        kept = keepsakes.read(job.uri)
+        if kept is not None:  # the command that trained it is the one to tell of, not this one
+            identity = replace(kept.identity, experiment=identity.experiment)
+        retell(job, tracking, identity, files=kept.source.files() if kept else {})
 
 
-def retell(job: Job, tracking: Tracking, identity: RunIdentity) -> None:
+def retell(
+    job: Job, tracking: Tracking, identity: RunIdentity, *, files: Mapping[str, bytes] | None = None
+) -> None:
     """Tell the tracking server everything about a finished run."""
-    track = tracking.open(identity)
+    track = tracking.open(identity, files=files)
     session.retell(job, track)
     track.close("finished")
 
@@ -105,7 +113,11 @@ def _locally(
 ) -> None:
     del services
     with local.worker(job.spec) as worker, stop_on_signal() as stop:
-        track: Tracker = tracking.open(identity) if worker.is_first else NullTracker()
+        track: Tracker = (
+            tracking.open(identity, observed=True, files=provenance.current().files())
+            if worker.is_first
+            else NullTracker()
+        )
         bar_console = console if worker.is_first else Console(quiet=True)
         stopped = False
         try:
@@ -134,7 +146,7 @@ def _on_ray(
         with progress.run(console, job.run, job.spec.budget.images) as bar, stop_on_signal() as stop:
             ray_train.fit(
                 job,
-                open_tracker=OpenRun(tracking, identity),
+                open_tracker=OpenRun(tracking, identity, files=provenance.current().files()),
                 scratch=cluster.scratch(services),
                 observe=bar.observe,
                 stop=stop.is_set,

@@ -1,8 +1,6 @@
-"""MLflow: runs found again by their tags, a study's shared view, true statuses, a spool for outages.
+"""MLflow as the server that trackers speak to, through ``MlflowClient`` with explicit run ids.
 
-The only door to MLflow besides the model registry. It speaks through ``MlflowClient`` with explicit run
-ids, because the fluent API has one current run for each thread. Credentials come from the environment
-(``MLFLOW_TRACKING_USERNAME`` and ``_PASSWORD``, or ``MLFLOW_TRACKING_TOKEN``) and are kept nowhere.
+The fluent API has one current run for each thread.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hasten.platform import grids, settings
+from hasten.platform import grids
 from hasten.platform.identity import (
     ATTEMPT,
     KIND,
@@ -31,14 +29,13 @@ from hasten.platform.identity import (
     quoted,
     text,
 )
-from hasten.platform.outage import Gone, Refused, Unreachable, check_uri, judged, reason, spoken
+from hasten.platform.observer import Gauge
+from hasten.platform.outage import Gone, Refused, Unreachable, judged, reason
 from hasten.platform.reconciliation import STATUS, Correction, Seen
-from hasten.platform.replay import visit
 from hasten.platform.scores import Sample
-from hasten.platform.services import Services
 from hasten.platform.spool import Entry
-from hasten.platform.tracker import THREAD_NAME, MlflowTracker
-from hasten.platform.tracks import Server, Tracks
+from hasten.platform.tracker import THREAD_NAME
+from hasten.platform.tracking import machine
 from hasten.trainers.tracker import EndStatus
 
 # Read by MLflow when it is imported or called; the user's own values win. Its defaults, seven retries
@@ -59,8 +56,6 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
-__all__ = ["Dataset", "MlflowTracker", "RunIdentity", "Tracking", "round_trip", "tracker_of"]
-
 _PROBE_SECONDS: Final = 5
 _CREATE_PAUSES: Final = (0.5, 2.0, None)
 _MAX_PER_BATCH: Final = 100  # parameters or tags
@@ -73,38 +68,6 @@ logging.getLogger("urllib3.connectionpool").addFilter(
 
 
 @dataclass(frozen=True, slots=True)
-class Tracking(Tracks):
-    """Where runs are tracked, with MLflow at ``uri``."""
-
-    def _server(self) -> Server:
-        return _Mlflow(self.uri)
-
-
-def tracker_of(services: Services) -> Tracking:
-    """The tracking server, after it was given what earlier outages kept from it."""
-    tracking = Tracking(services.tracking_uri, settings.home() / "spool")
-    tracking.replay()
-    return tracking
-
-
-def round_trip(uri: str) -> str:
-    """Write a run with a metric and a file, read both back, delete it; what was seen, in one sentence.
-
-    Raises:
-        ConfigError: the address is not one of an MLflow server.
-        Fault: nothing answers within a few seconds, the credentials are refused, or what was read back is
-            not what was written.
-    """
-    check_uri(uri)
-    started = time.perf_counter()
-    with spoken(uri):
-        server = _Mlflow(uri)
-        server.probe()
-        visit(server)
-    return f"MLflow at {uri} kept and gave back a metric and a file in {time.perf_counter() - started:.1f} s"
-
-
-@dataclass(frozen=True, slots=True)
 class _Place:
     """Where the server wants a run's files, and when the run began, in milliseconds since 1970."""
 
@@ -112,7 +75,7 @@ class _Place:
     started: int
 
 
-class _Mlflow:
+class Mlflow:
     """MLflow as a ``Server``."""
 
     def __init__(self, uri: str) -> None:
@@ -188,6 +151,13 @@ class _Mlflow:
     def download(self, run_id: str, path: str) -> bytes:
         with judged(), tempfile.TemporaryDirectory() as folder:
             return Path(self.client.download_artifacts(run_id, path, folder)).read_bytes()
+
+    def files(self, run_id: str, folder: str) -> list[str]:
+        with judged():
+            return [file.path for file in self.client.list_artifacts(run_id, folder) if not file.is_dir]
+
+    def gauges(self) -> list[Gauge]:
+        return machine.gauges()
 
     def delete_experiment(self, name: str) -> None:
         with judged():
