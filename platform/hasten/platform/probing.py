@@ -99,7 +99,7 @@ def probe(plan: Plan, *, console: Console) -> Probe:
 
 def kind(spec: RunSpec) -> str:
     """What a run's speed depends on, as a key: runs with equal keys take equally long an image."""
-    apart = {"name", "start", "execution", "budget", "diffusion", "momentum"}
+    apart = {"name", "start", "initial", "execution", "budget", "diffusion", "momentum"}
     known = spec.model_dump(mode="json", exclude=apart)
     optimizer = {name: known["optimizer"][name] for name in ("kind", "batch")}
     optimizer["clip"] = known["optimizer"]["clip"] is not None

@@ -39,10 +39,10 @@ class Cost:
 
 def known(job: Job, versions: Iterable[Version], *, runs: int = 1) -> Cost | None:
     """The cost of a run by what an equal kind of run took that made a version; None where there is none."""
-    wanted = probing.kind(job.spec)
+    wanted = _kind(job.spec)
     for version in list(versions)[:_LATEST]:
         result = RunStore(version.tags[RUN_URI]).result() if RUN_URI in version.tags else None
-        if result is not None and probing.kind(RunSpec.model_validate(result.spec)) == wanted:
+        if result is not None and _kind(RunSpec.model_validate(result.spec)) == wanted:
             seconds = _seconds(result) / result.images
             return _cost(job.spec, seconds, runs, f"by the run of version {version.number}")
     return None
@@ -69,6 +69,11 @@ def require(limits: Limits, cost: Cost) -> None:
     if limits.gpu_hours is not None and cost.gpu_hours > limits.gpu_hours:
         problem = f"{limits.gpu_hours:g} are allowed, but it needs about {cost}"
         raise ConfigError("limits.gpu_hours", problem, "Raise the limit, or lower budget.images.")
+
+
+def _kind(spec: RunSpec) -> str:
+    """What speed depends on; the data's name is no part of it."""
+    return probing.kind(spec.model_copy(update={"data": spec.data.model_copy(update={"source": "any"})}))
 
 
 def _seconds(result: RunResult) -> float:
