@@ -178,7 +178,7 @@ def _note(pipeline: Pipeline, job: Job, found: Assessment) -> str:
     """What a version is, on its page: how to use it, and where it is from."""
     name, source = pipeline.model, job.spec.data.source
     return (
-        f"Made by pipeline **{pipeline.name}** from {found.source.described}: {job.spec.budget.images:,} "
+        f"Made by pipeline {pipeline.name} from {found.source.described}: {job.spec.budget.images:,} "
         f"images of data `{source}`, digest `{job.data_digest[:12]}`."
         f"\n\n```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model('models:/{name}@champion')\n"
         'model.predict([{"n": 4, "seed": 0}])  # a row an image: PNG files in base64\n```\n\n'
