@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from hasten.platform import services, settings
 from hasten.platform.services import Services
 from hasten.platform.stack import launcher, processes
+
+sys.path.append(str(Path(__file__).parent / "benchmarks"))
+
+import own_postgresql
 
 
 @contextmanager
@@ -53,3 +58,12 @@ def own_home(tmp_path: Path) -> Iterator[Path]:
             os.environ["HASTEN_HOME"] = str(home)
             launcher.down()
         assert not processes.members(home)
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The URL of a real PostgreSQL."""
+    if not own_postgresql.is_installed():
+        pytest.skip("PostgreSQL is not installed")
+    with own_postgresql.started() as url:
+        yield url

@@ -128,7 +128,9 @@ def main() -> int:
 
 def opened(uri: str, home: Path, name: str) -> Tracker:
     """A run's tracker, opened as ``hasten train`` does, its server still up."""
-    return Tracking(uri, home / f"spool-{name}").open(RunIdentity(experiment="logging_cost", name=name))
+    return Tracking(uri, home / f"spool-{name}").open(
+        RunIdentity(experiment="logging_cost", name=name), observed=True
+    )
 
 
 def per_step(blocks: list[Block]) -> dict[str, Any]:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pwd
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, update
 
 from hasten.platform import database, leases
 from hasten.platform.leases import _LEASES, Lease, Lost
@@ -31,44 +25,6 @@ from hasten.trainers.errors import ConfigError, Fault
 
 def nothing() -> None:
     """A holder that does not mind."""
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """The URL of a server of our own; only its owner's loopback is trusted."""
-    if shutil.which("initdb") is None or shutil.which("postgres") is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
-    with tempfile.TemporaryDirectory(prefix="hasten-pg-") as folder:
-        if os.geteuid() == 0:
-            shutil.chown(folder, user, user)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        as_user = {"user": user, "group": user} if os.geteuid() == 0 else {}
-        files = ["-D", f"{folder}/data"]
-        subprocess.run(
-            ["initdb", *files, "-U", "hasten", "-A", "trust", "-N"],
-            check=True,
-            capture_output=True,
-            cwd=folder,
-            **as_user,
-        )
-        command = ["postgres", *files, "-h", "127.0.0.1", "-p", str(port), "-k", folder, "-F"]
-        with Path(folder, "log").open("w") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)
-        try:
-            url = f"postgresql://hasten@127.0.0.1:{port}/postgres"
-            waiting = create_engine(url.replace("://", "+psycopg://"))
-            for _ in range(200):
-                with suppress(OperationalError), waiting.connect():
-                    break
-                time.sleep(0.1)
-            waiting.dispose()
-            yield url
-        finally:
-            server.send_signal(signal.SIGQUIT)
-            server.wait(20)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
