@@ -76,7 +76,7 @@ class Registry:
         *,
         run_id: str,
         tags: Mapping[str, str],
-        metadata: Mapping[str, str],
+        metadata: Mapping[str, str] = {},
         note: str = "",
     ) -> Version:
         """Upload a packaged model as an output of its run, and make it a version.
