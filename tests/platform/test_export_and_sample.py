@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from hasten.platform import exporting, models, picturing
-from hasten.platform.registry import Version
+from hasten.platform.registry import RUN_URI, Version
 from hasten.trainers import config, randomness
 from hasten.trainers.checkpoints import RunStore
 from hasten.trainers.datasets import data
@@ -118,7 +118,7 @@ def test_a_model_has_several_names(storage: Path, heard: Console, monkeypatch: p
     for source in ("tiny-0", uri, f"{uri}/checkpoints/{name}"):
         assert models.load(source, console=heard).trained.run_uri == uri
     versions = [
-        Version(number="2", run_id="b", tags={models.RUN_URI: uri}),
+        Version(number="2", run_id="b", tags={RUN_URI: uri}),
         Version(number="1", run_id="a", tags={}),
     ]
 

@@ -200,9 +200,8 @@ def test_what_is_not_there(tmp_path: Path, spec_of: SpecOf) -> None:
     assert export.load(f"{uri}/checkpoints/{name}").images == 64
     with pytest.raises(ConfigError, match=f"these are kept: {name}"):
         export.load(f"{uri}/checkpoints/000000000001-abcdef")
-    for finished_only in (examination.trained, lambda uri: export.pipeline(uri, tmp_path / "out")):
-        with pytest.raises(ConfigError, match="no finished run"):
-            finished_only(uri)
+    with pytest.raises(ConfigError, match="no finished run"):
+        examination.trained(uri)
     (Path(uri) / export.RECIPE).write_text(yaml.safe_dump(spec_of({"model": MLP}).model_dump(mode="json")))
     with pytest.raises(Fault, match="not of this network"):
         export.load(uri)
@@ -221,7 +220,7 @@ def test_a_finished_run(
     assert result is not None
     known = examination.trained(job.uri)
     assert examination.Examination(job).loss(known) == pytest.approx(result.metrics["eval/loss"], rel=1e-6)
-    export.pipeline(job.uri, tmp_path / "out")
+    export.write(known, tmp_path / "out")
     assert type(DiffusionPipeline.from_pretrained(str(tmp_path / "out"))).__name__ == "DDIMPipeline"
     card = (tmp_path / "out" / "README.md").read_text()
     for told in (

@@ -10,15 +10,13 @@ from rich.console import Console
 
 from hasten.platform import runs
 from hasten.platform.connection import connected
-from hasten.platform.registry import Registry
+from hasten.platform.registry import RUN_URI, Registry
 from hasten.trainers.datasets import data, sources
 from hasten.trainers.datasets.data import Manifest
 from hasten.trainers.errors import ConfigError
 from hasten.trainers.generation import export
 from hasten.trainers.generation.export import Trained
 
-RUN_URI: Final = "hasten.run_uri"
-"""The tag of a registered version that leads to its run."""
 _REGISTERED: Final = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
 

@@ -94,18 +94,6 @@ def load(uri: str, *, raw: bool = False, ema_std: float | None = None) -> Traine
     )
 
 
-def pipeline(run_uri: str, folder: Path) -> None:
-    """Write a finished run's averaged network, see :func:`write`.
-
-    Raises:
-        ConfigError: there is no finished run at this URI.
-        Fault: its checkpoint is damaged.
-    """
-    if RunStore(run_uri).result() is None:
-        raise ConfigError(run_uri, "has no finished run with a checkpoint")
-    write(load(run_uri), folder)
-
-
 def write(trained: Trained, folder: Path, *, licence: str = "unknown", images: bool = True) -> None:
     """Write a network for diffusers: safetensors and JSON only, with a model card.
 
