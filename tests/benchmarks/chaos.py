@@ -40,6 +40,7 @@ from outage import Outage
 from remains import Remains
 
 from hasten.platform import services, settings
+from hasten.platform.stack import processes
 from hasten.sweeps import plan as plans
 from hasten.sweeps import study as study_files
 from hasten.trainers import config, randomness
@@ -308,7 +309,7 @@ class Field:
     def _working(self) -> dict[int, psutil.Process]:
         """The processes that work on trials now."""
         found = remains.of_trials(self._home)
-        return {process.pid: process for process in found if ".train" in remains.title(process)}
+        return {process.pid: process for process in found if ".train" in processes.title(process)}
 
 
 def summary(calm: Round, expected: Remains, rounds: Sequence[Round]) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def differences(calm: Remains, disturbed: Remains) -> list[str]:
 
 def of_trials(home: Path) -> list[psutil.Process]:
     """The processes of this home's Ray in which trials live."""
-    return [process for process in processes.members(home, "ray") if title(process).startswith(_TRIALS)]
+    return [
+        process for process in processes.members(home, "ray") if processes.title(process).startswith(_TRIALS)
+    ]
 
 
 def left_running(home: Path, services: Services, *, patience: float = 20.0) -> list[str]:
@@ -126,7 +128,7 @@ def _running(home: Path) -> list[str]:
     actors = list_actors(address=address, filters=[("state", "!=", "DEAD")])
     groups = list_placement_groups(address=address, filters=[("state", "!=", "REMOVED")])
     return [
-        *(f"process {process.pid} {title(process)}" for process in of_trials(home)),
+        *(f"process {process.pid} {processes.title(process)}" for process in of_trials(home)),
         *(f"actor {actor.class_name}" for actor in actors if actor.class_name not in _RAYS_OWN),
         *(f"placement group {group.placement_group_id}" for group in groups),
     ]
@@ -190,10 +192,3 @@ def _unlike(one: Any, other: Any, place: str = "") -> Iterator[str]:
 
 def _timeless(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metrics.items() if not key.startswith(_CLOCKS)}
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

@@ -164,10 +164,8 @@ def _listen(process: subprocess.Popen[str], hear: Callable[[str], None]) -> None
 
 
 def _is_worker(process: psutil.Process) -> bool:
-    try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith("ray::")
-    except psutil.Error:
-        return True
+    title = processes.title(process)
+    return not title or title.startswith("ray::")  # without a title: it has ended
 
 
 def _seconds(roots: Iterable[psutil.Process]) -> dict[int, float]:

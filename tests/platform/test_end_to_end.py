@@ -439,7 +439,7 @@ def test_no_secret_in_anything_that_was_written(swept: Any, stack: Services) -> 
 def trial_processes() -> list[psutil.Process]:
     """The processes of this stack in which trials train."""
     members = processes.members(Path(os.environ["HASTEN_HOME"]))
-    return [process for process in members if "ResourceTrainable" in " ".join(process.cmdline())]
+    return [process for process in members if "ResourceTrainable" in processes.title(process)]
 
 
 def wait_until(condition: Any, *, seconds: float = 240) -> None:

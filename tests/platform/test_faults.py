@@ -63,14 +63,9 @@ def plain(result: RunResult | None) -> list[tuple[int, dict[str, float]]]:
 def train_processes() -> list[psutil.Process]:
     """The processes of this stack in which somebody's actors live; Ray's own are left out."""
     members = processes.members(Path(os.environ["HASTEN_HOME"]))
-    return [one for one in members if (found := ACTOR.search(title(one))) and found[1] not in RAYS_OWN]
-
-
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+    return [
+        one for one in members if (found := ACTOR.search(processes.title(one))) and found[1] not in RAYS_OWN
+    ]
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 120) -> None:
@@ -121,7 +116,7 @@ def test_a_run_by_ray_survives_a_lost_worker_and_a_stop(stack: Services) -> None
     client = MlflowClient(stack.tracking_uri)
     running = Command(*command)
     running.until_it_trains()
-    victims = [process for process in train_processes() if "RayTrainWorker" in title(process)]
+    victims = [process for process in train_processes() if "RayTrainWorker" in processes.title(process)]
     assert len(victims) == 2
     victims[1].kill()
     running.until("its workers start again")
@@ -226,7 +221,7 @@ class Crowd:
         if group == 2 and self.heard[2] == 2:
             self.occupant = Occupant.remote()
             members = processes.members(settings.home())
-            [worker for worker in members if "RayTrainWorker" in " ".join(worker.cmdline())][0].kill()
+            [worker for worker in members if "RayTrainWorker" in processes.title(worker)][0].kill()
 
 
 def case(name, recipe):

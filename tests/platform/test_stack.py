@@ -156,7 +156,7 @@ def test_doctor_is_content_and_no_secret_is_anywhere(stack: Services) -> None:
     assert stat.S_IMODE((home / "stack").stat().st_mode) == 0o700
     assert stat.S_IMODE((home / "stack" / "swift").stat().st_mode) == 0o700
     for process in [*processes.members(home), psutil.Process()]:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             seen = " ".join([*process.cmdline(), *process.environ().values()])
             assert secret not in seen
             assert token not in seen
@@ -379,3 +379,18 @@ def test_sockets_of_a_deep_home_are_short(tmp_path: Path) -> None:
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
     ray_head.tidy(deep, stopped=True)
     assert not folder.parent.exists()
+
+
+def test_a_process_that_has_ended_has_no_title() -> None:
+    ending = subprocess.Popen(["sleep", "60"])
+    seen = psutil.Process(ending.pid)
+    deadline = time.monotonic() + 10
+    while processes.title(seen) != "sleep 60" and time.monotonic() < deadline:
+        time.sleep(0.01)  # until it has become what it runs
+    assert processes.title(seen) == "sleep 60"
+    ending.kill()
+    while seen.status() != psutil.STATUS_ZOMBIE:  # nobody has asked for its exit status yet
+        time.sleep(0.01)
+    assert processes.title(seen) == ""
+    ending.wait()
+    assert processes.title(seen) == ""

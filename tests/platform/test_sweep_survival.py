@@ -106,7 +106,7 @@ def test_a_lost_head_ends_the_command_and_nothing_else(own_home: Path, tmp_path:
     assert minder is not None
     psutil.Process(minder).suspend()  # or it would end the node too
     for member in processes.members(own_home, "ray"):
-        if member.name() == "gcs_server":
+        if "gcs_server" in processes.title(member).split(" ")[0]:
             member.kill()
     rest, _ = process.communicate(timeout=150)
     said += rest

@@ -234,7 +234,7 @@ def busy() -> list[str]:
 def processes_of(*titles: str) -> Sequence[psutil.Process]:
     """The processes of this stack with one of these words in their title."""
     members = processes.members(Path(os.environ["HASTEN_HOME"]))
-    return [each for each in members if any(title in " ".join(each.cmdline()) for title in titles)]
+    return [each for each in members if any(title in processes.title(each) for title in titles)]
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 60) -> None:

@@ -113,6 +113,13 @@ def stop(processes: Collection[psutil.Process], *, grace: float) -> None:
         child.poll()
 
 
+def title(process: psutil.Process) -> str:
+    """What a process calls itself: its command line; empty for one that has ended meanwhile."""
+    with contextlib.suppress(*_GONE):
+        return " ".join(process.cmdline())
+    return ""
+
+
 def alive(process: psutil.Process) -> bool:
     """Whether the very same process still runs."""
     with contextlib.suppress(*_GONE):

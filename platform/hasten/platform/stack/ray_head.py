@@ -76,8 +76,8 @@ class RayHead:
 
     def busy(self) -> bool:
         """Whether the running head does work for somebody."""
-        titles = (process.cmdline()[:1] for process in processes.members(self.home, self.name))
-        return any(title and title[0].startswith("ray::") and title[0] not in _IDLE for title in titles)
+        titles = (processes.title(process) for process in processes.members(self.home, self.name))
+        return any(title.startswith("ray::") and not title.startswith(_IDLE) for title in titles)
 
     def url(self, ports: Mapping[str, int]) -> str:
         """The address for ``ray.init``."""
